@@ -1,0 +1,128 @@
+"""GPT-2: pre-LayerNorm, learnt positions, GELU (tanh form), biases everywhere, one fused query-key-value matrix
+stored [in, out] (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from llmlab.errors import InputError, unknown
+from llmlab.families.mapping import Entry, refuse, to_ours, to_theirs
+from llmlab.model.attention import MultiHead
+from llmlab.model.feedforward import GELU, GELUTanh, ReLU, Swish
+from llmlab.model.norms import LayerNorm
+from llmlab.model.positions import Learned
+from llmlab.model.transformer import Architecture, Transformer
+
+MODEL_TYPE = "gpt2"
+
+ACTIVATIONS: dict[str, Callable[..., GELU | GELUTanh | ReLU | Swish]] = {
+    "gelu_new": GELUTanh,
+    "gelu_pytorch_tanh": GELUTanh,
+    "gelu": GELU,
+    "relu": ReLU,
+    "silu": Swish,
+    "swish": Swish,
+}
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
+    """A Hugging Face config.json as (architecture, vocab_size)."""
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise unknown("config.json: activation_function", activation, ACTIVATIONS)
+    for field, plain in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if config.get(field, plain) != plain:
+            raise InputError(f"config.json: {field}", f"{config[field]} is not built", f"only {plain} is")
+    return Architecture(
+        layers=config["n_layer"],
+        dim=config["n_embd"],
+        context=config.get("n_positions", 1024),
+        position=Learned(),
+        norm=LayerNorm(eps=config.get("layer_norm_epsilon", 1e-5)),
+        attention=MultiHead(heads=config["n_head"], bias=True),
+        feedforward=ACTIVATIONS[activation](width=config.get("n_inner") or 4 * config["n_embd"], bias=True),
+        tied=config.get("tie_word_embeddings", True),
+        dropout=config.get("resid_pdrop", 0.1),
+    ), config["vocab_size"]
+
+
+def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
+    """The config.json of this architecture, or an error naming the part that GPT-2 does not have."""
+    a = architecture
+    activation = next((name for name, member in ACTIVATIONS.items() if member is type(a.feedforward)), None)
+    refuse(
+        "gpt2",
+        position=not isinstance(a.position, Learned),
+        norm=not isinstance(a.norm, LayerNorm) or not a.norm.bias,
+        attention=a.attention.key_heads != a.attention.heads
+        or not a.attention.bias
+        or a.attention.width(a.dim) * a.attention.heads != a.dim,
+        window=a.attention.window is not None,
+        feedforward=activation is None or not a.feedforward.bias or getattr(a.feedforward, "beta", 1) != 1,
+        wiring=a.wiring != "pre",
+    )
+    assert isinstance(a.norm, LayerNorm)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": MODEL_TYPE,
+        "n_layer": a.layers,
+        "n_embd": a.dim,
+        "n_positions": a.context,
+        "n_head": a.attention.heads,
+        "n_inner": a.feedforward.hidden_width(a.dim),
+        "activation_function": activation,
+        "layer_norm_epsilon": a.norm.eps,
+        "resid_pdrop": a.dropout,
+        "embd_pdrop": a.dropout,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": a.tied,
+        "initializer_range": a.initial_std,
+        "vocab_size": vocab_size,
+        "torch_dtype": "float32",
+    }
+
+
+def names(architecture: Architecture) -> list[Entry]:
+    """One entry a tensor of `GPT2LMHeadModel`; its linears are stored [in, out]."""
+    entries = [
+        Entry("transformer.wte.weight", ("embedding.weight",)),
+        Entry("transformer.wpe.weight", ("position.weight",)),
+    ]
+    for i in range(architecture.layers):
+        theirs, ours = f"transformer.h.{i}", f"blocks.{i}"
+        fused = tuple(f"{ours}.attention.{part}" for part in ("query", "key", "value"))
+        linears = {
+            "attn.c_attn": fused,
+            "attn.c_proj": (f"{ours}.attention.output",),
+            "mlp.c_fc": (f"{ours}.feedforward.up",),
+            "mlp.c_proj": (f"{ours}.feedforward.down",),
+        }
+        for part in ("weight", "bias"):
+            entries.append(Entry(f"{theirs}.ln_1.{part}", (f"{ours}.attention_norm.{part}",)))
+            entries.append(Entry(f"{theirs}.ln_2.{part}", (f"{ours}.feedforward_norm.{part}",)))
+            for their, our in linears.items():
+                entries.append(
+                    Entry(f"{theirs}.{their}.{part}", tuple(f"{name}.{part}" for name in our), part == "weight")
+                )
+    entries += [Entry(f"transformer.ln_f.{part}", (f"final_norm.{part}",)) for part in ("weight", "bias")]
+    if not architecture.tied:
+        entries.append(Entry("lm_head.weight", ("head.weight",)))
+    return entries
+
+
+def from_hf(model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of `model` out of their tensors."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    ignored = [".attn.bias", ".attn.masked_bias", *(["lm_head.weight"] if model.architecture.tied else [])]
+    return to_ours(names(model.architecture), tensors, shapes, "transformer.", ignored)
+
+
+def to_hf(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return to_theirs(names(architecture), state)

@@ -1,0 +1,16 @@
+"""The linear map of every block. LoRA and quantised linears take its place and keep its call."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Who is computing: nobody in particular, one role for the whole batch, or one role a row.
+Role = str | tuple[str, ...] | None
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b. `role` picks an adapter where one was put on; the plain map has none and ignores it."""
+
+    def forward(self, x: Tensor, role: Role = None) -> Tensor:
+        return F.linear(x, self.weight, self.bias)

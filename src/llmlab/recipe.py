@@ -1,0 +1,206 @@
+"""Recipes: sections, unions of kinds, YAML with `path=value` overrides, and errors that name the right answer."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from llmlab.errors import InputError
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and no field that is not named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _bare(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+# Written `Annotated[A | B, *KINDS]`: the member is chosen by its `kind`, and a bare string means {kind: that}.
+KINDS = (Discriminator("kind"), BeforeValidator(_bare))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def parse(section: type[S], values: Any, place: str = "recipe") -> S:
+    """`values` as a `section`; the first thing that is wrong becomes an `InputError` that names its place."""
+    try:
+        return TypeAdapter(section).validate_python(values)
+    except ValidationError as error:
+        raise _explain(section, error, place) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(str(path), "is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}", f"is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(str(path), "holds no mapping of fields", "see: llmlab recipe demo")
+    return values
+
+
+def override(section: type[Section], values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `path=value` set; values are YAML. A bare kind keeps the fields that the new kind shares."""
+    result = cast(dict[str, Any], _copy(values))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise InputError(repr(assignment), "is not an override", "write path=value, as in sft.training.steps=50")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(path, f"{text!r} is not a YAML value") from None
+        at: dict[str, Any] = result
+        *parents, last = path.split(".")
+        owner: Any = section
+        for name in parents:
+            owner = _field_type(owner, name)
+            child = at.get(name)
+            if isinstance(child, str):
+                child = {"kind": child}
+            at[name] = child if isinstance(child, dict) else {}
+            at = at[name]
+        at[last] = _switch_kind(_field_type(owner, last), at.get(last), value)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _switch_kind(annotation: Any, old: Any, new: Any) -> Any:
+    """A bare kind put where settings stood: the settings both kinds have in common stay."""
+    if not isinstance(new, str):
+        return new
+    for member in _sections(annotation):
+        if new in _kinds(member) and isinstance(old, dict):
+            return {"kind": new} | {k: v for k, v in old.items() if k in member.model_fields and k != "kind"}
+    return new
+
+
+# ---------------------------------------------------------------- looking into types
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """Every `Section` that an annotation may stand for."""
+    if isinstance(annotation, FieldInfo):
+        annotation = annotation.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif typing.get_origin(annotation) is Annotated:
+        yield from _sections(typing.get_args(annotation)[0])
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list):
+        for part in typing.get_args(annotation):
+            yield from _sections(part)
+
+
+def _kinds(section: type[Section]) -> tuple[str, ...]:
+    field = section.model_fields.get("kind")
+    return tuple(map(str, typing.get_args(field.annotation))) if field else ()
+
+
+def _field_type(owner: Any, name: str) -> Any:
+    for section in _sections(owner):
+        if name in section.model_fields:
+            return section.model_fields[name].annotation
+    return None
+
+
+def _explain(section: type[Section], error: ValidationError, place: str) -> InputError:
+    """One line for the first of pydantic's errors: where, what was given, what was probably meant, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    owner: Any = section
+    path = []
+    for step in first["loc"]:
+        members = list(_sections(owner))
+        tagged = [member for member in members if step in _kinds(member)]
+        if tagged:
+            owner = tagged[0]
+            continue
+        if isinstance(step, str) and first["type"] == "extra_forbidden" and step == first["loc"][-1]:
+            path.append(step)
+            break
+        path.append(str(step))
+        owner = _field_type(owner, step) if isinstance(step, str) else owner
+    where = ".".join([place, *path]) if path else place
+    given = first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            allowed = sorted({name for member in _sections(owner) for name in member.model_fields})
+            return _near(where, f"no field {path[-1]!r} here", path[-1], allowed)
+        case "union_tag_invalid":
+            allowed = [kind for member in _sections(owner) for kind in _kinds(member)]
+            kind = given.get("kind") if isinstance(given, dict) else given
+            return _near(where, f"unknown kind {kind!r}", str(kind), allowed)
+        case "union_tag_not_found":
+            allowed = [kind for member in _sections(owner) for kind in _kinds(member)]
+            return InputError(where, f"{_short(given)} names no kind", f"add kind: one of {', '.join(allowed)}")
+        case "missing":
+            return InputError(where, "is required and was not given")
+        case "literal_error":
+            expected = [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+            return _near(where, f"unknown value {given!r}", str(given), expected)
+        case "value_error":
+            return InputError(where, str(first["ctx"]["error"]))
+        case _:
+            return InputError(where, f"got {_short(given)}", first["msg"][:1].lower() + first["msg"][1:])
+
+
+def _near(where: str, problem: str, given: str, allowed: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(where, problem, f"{guess}allowed: {', '.join(allowed)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---------------------------------------------------------------- explaining
+
+
+def explain(section: type[Section], prefix: str = "", seen: tuple[type, ...] = ()) -> Iterator[tuple[str, str, str]]:
+    """(path, default, meaning) of every field, unions with each of their kinds."""
+    for name, field in section.model_fields.items():
+        if name == "kind":
+            continue
+        path = f"{prefix}{name}"
+        default = "required" if field.is_required() else _default(field)
+        yield path, default, field.description or ""
+        members = [member for member in _sections(field.annotation) if member not in seen]
+        for member in members:
+            kinds = _kinds(member)
+            inner = f"{path}[{'|'.join(kinds)}]." if kinds else f"{path}."
+            if kinds:
+                yield f"{path}: {'|'.join(kinds)}", "", (member.__doc__ or "").strip().splitlines()[0]
+            yield from explain(member, inner, (*seen, member))
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True) if not field.validate_default else field.default
+    if isinstance(value, BaseModel):
+        kind = getattr(value, "kind", None)
+        return str(kind) if kind else "as below"
+    return "null" if value is None else str(value)

@@ -1,0 +1,229 @@
+"""What lies between llmlab and the machine: seeds, devices, atomic files, locks, signals, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from llmlab.errors import InputError
+
+# ---------------------------------------------------------------- seeds
+
+
+def derive(seed: int, *purpose: object) -> int:
+    """A seed for one purpose, in [0, 2**63). Arms that differ in one purpose share all other randomness."""
+    text = json.dumps([seed, *map(str, purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: object) -> torch.Generator:
+    """A CPU generator keyed by (seed, purpose)."""
+    return torch.Generator().manual_seed(derive(seed, *purpose))
+
+
+def make_deterministic() -> None:
+    """The same inputs give the same bytes, at no cost for memory that is written before it is read."""
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- devices
+
+
+def device(name: str) -> torch.device:
+    """`auto` takes cuda, then mps, then cpu. Only the CPU is tested by this project's CI."""
+    if name != "auto":
+        chosen = torch.device(name)
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not there.get(chosen.type, True):
+            raise InputError("device", f"{name!r} is not available on this machine", "use auto or cpu")
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast_dtype(name: str, on: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products, None for plain float32. `auto` takes bfloat16 where the hardware has it."""
+    if name == "fp32":
+        return None
+    if name == "bf16":
+        return torch.bfloat16
+    if on.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    native = on.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else None
+
+
+# ---------------------------------------------------------------- files that are whole or not there
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_bytes(path: Path, content: bytes) -> None:
+    """Write, fsync, rename: a reader sees the old file or the new one, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _fsync(path.parent)
+
+
+def atomic_text(path: Path, content: str) -> None:
+    atomic_bytes(path, content.encode())
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    atomic_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def atomic_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Equal tensors give equal bytes: sorted names, no metadata."""
+    atomic_bytes(path, safetensors_bytes({name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}))
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write in; at the end its files are synced and it becomes `path`.
+
+    An older folder at `path` is replaced. If the body raises, nothing at `path` has changed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    os.chmod(work, 0o755)
+    try:
+        yield work
+        for entry in sorted(work.rglob("*"), reverse=True):
+            _fsync(entry)
+        _fsync(work)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old.tmp", dir=path.parent))
+            os.rename(path, old / path.name)
+            os.rename(work, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(work, path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary names that a killed process left behind."""
+    for entry in folder.glob(".*.tmp"):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One process a folder. The kernel frees the lock when its holder dies, however it dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                str(folder), "another process is at work in this folder", "wait, or give another --out"
+            ) from None
+        yield
+
+
+# ---------------------------------------------------------------- signals
+
+
+class StopFlag:
+    """Raised by the first Ctrl-C or SIGTERM, read by whoever can save."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[StopFlag]:
+    """The first Ctrl-C or SIGTERM raises the flag; the second Ctrl-C interrupts at once."""
+    flag = StopFlag()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if flag.requested:
+            raise KeyboardInterrupt
+        flag.requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, 0 where /proc is missing."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+class PeakMemory:
+    """Samples resident memory in a thread; `bytes` is the largest value seen (the interpreter included)."""
+
+    def __init__(self, every_seconds: float = 0.02) -> None:
+        self.bytes = resident_bytes()
+        self._every = every_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every):
+            self.bytes = max(self.bytes, resident_bytes())
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.bytes = max(self.bytes, resident_bytes())
