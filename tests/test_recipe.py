@@ -1,0 +1,100 @@
+"""Recipes: what is wrong is named with its place and the probable right answer; overrides reach every field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from llmlab.errors import InputError
+from llmlab.recipe import KINDS, Section, explain, override, parse, read_yaml
+
+
+class Circle(Section):
+    """A round thing."""
+
+    kind: Literal["circle"] = "circle"
+    size: int = Field(1, gt=0, description="radius")
+
+
+class Box(Section):
+    """A thing with corners."""
+
+    kind: Literal["box"] = "box"
+    size: int = 2
+    depth: int = 3
+
+
+class Whole(Section):
+    shape: Annotated[Circle | Box, *KINDS] = Circle()
+    shapes: tuple[Annotated[Circle | Box, *KINDS], ...] = ()
+    colour: Literal["red", "green"] = "red"
+    inner: Circle | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"shap": "box"}, r"recipe\.shap: no field 'shap' here \(did you mean 'shape'\?"),
+        ({"shape": "bax"}, r"recipe\.shape: unknown kind 'bax' \(did you mean 'box'\? allowed: circle, box\)"),
+        ({"shape": {"kind": "box", "dept": 1}}, r"recipe\.shape\.dept: no field 'dept' here \(did you mean 'depth'"),
+        ({"shape": {"size": 1}}, r"recipe\.shape: .* names no kind"),
+        ({"shape": {"kind": "circle", "size": 0}}, r"recipe\.shape\.size: got 0 \(input should be greater than 0\)"),
+        ({"shapes": ["box", "bix"]}, r"recipe\.shapes\.1: unknown kind 'bix'"),
+        ({"colour": "gren"}, r"recipe\.colour: unknown value 'gren' \(did you mean 'green'"),
+        ({"inner": {"size": "big"}}, r"recipe\.inner\.size: got 'big'"),
+        ([], r"recipe: got \[\]"),
+    ],
+)
+def test_a_wrong_field_says_where_and_what(values: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        parse(Whole, values)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides() -> None:
+    base: dict[str, Any] = {"shape": {"kind": "box", "size": 9, "depth": 4}}
+    values = override(Whole, base, ["shape=circle", "inner.size=5", "colour=green"])
+    whole = parse(Whole, values)
+    assert whole == Whole(shape=Circle(size=9), inner=Circle(size=5), colour="green")
+    assert base == {"shape": {"kind": "box", "size": 9, "depth": 4}}
+    assert parse(Whole, override(Whole, {"shape": "box"}, ["shape.depth=8"])).shape == Box(depth=8)
+    assert parse(Whole, override(Whole, {"inner": {"size": 1}}, ["inner=null"])).inner is None
+    for wrong in ("shape", "=3", "shape={"):
+        with pytest.raises(InputError):
+            override(Whole, {}, [wrong])
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(
+    st.sampled_from(["kind", "shape", "shapes", "size", "inner", "x"]), inner), max_leaves=8))  # fmt: skip
+def test_any_value_is_parsed_or_refused_in_one_line(values: Any) -> None:
+    try:
+        parse(Whole, values)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def test_bad_files_name_themselves(tmp_path: Path) -> None:
+    cases = {
+        "a.yaml": (b"a: [", "a.yaml:1: is not YAML"),
+        "b.yaml": (b"\xff\xfe", "not UTF-8"),
+        "c.yaml": (b"- 1", "no mapping"),
+    }
+    for name, (content, says) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            read_yaml(tmp_path / name)
+    with pytest.raises(InputError, match="no such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_explain_names_every_field_and_kind() -> None:
+    rows = {path: (default, meaning) for path, default, meaning in explain(Whole)}
+    assert rows["shape"] == ("circle", "")
+    assert rows["shape: circle"] == ("", "A round thing.")
+    assert rows["shape[circle].size"] == ("1", "radius")
+    assert "inner.size" in rows or "inner[circle].size" in rows

@@ -1,0 +1,113 @@
+"""Stages: finished ones are skipped, changed ones redone, cut ones go on, and the old is kept aside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlab.errors import InputError
+from llmlab.meters import Meter
+from llmlab.stages import Figures, Session, Stage, manifest, run_stages
+
+
+class Life:
+    """Two stages that note each time they work."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.worked, self.said = root, [], []  # type: ignore[var-annotated]
+        self.user_file = root.parent / "text.txt"
+        self.user_file.write_text("one")
+        self.cut = False
+
+    def run(self, first: Any = 1, second: Any = 2, seed: int = 0) -> list[Figures]:
+        def work(name: str) -> Any:
+            def stage(out: Path, session: Session) -> Figures:
+                found = (out / "half").exists()
+                self.worked.append(name + ("+" if found else ""))
+                (out / "half").touch()
+                if self.cut and name == "second":
+                    raise RuntimeError("cut")
+                return {"steps": 3, "resumed_from_step": 2 if found else 0}
+
+            return stage
+
+        stages = [
+            Stage("first", {"x": first}, (), [self.user_file], work("first")),
+            Stage("second", {"y": second}, ("first",), [], work("second")),
+        ]
+        self.worked.clear()
+        return run_stages(stages, self.root, Session(seed=seed), self.said.append)
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Life:
+    return Life(tmp_path / "run")
+
+
+def test_same_inputs_are_skipped(life: Life) -> None:
+    answers = life.run()
+    assert life.worked == ["first", "second"]
+    assert [set(answer) for answer in answers] == [
+        {"name", "seconds", "peak_bytes", "steps", "resumed_from_step", "figures"}
+    ] * 2
+    assert life.run() == answers
+    assert life.worked == []
+
+
+def test_a_changed_section_redoes_from_there(life: Life) -> None:
+    life.run()
+    life.run(second=5)
+    assert life.worked == ["second"]
+    assert (life.root / "second.old-1" / "manifest.json").is_file()
+    life.run(first=7, second=5)
+    assert life.worked == ["first", "second"]
+
+
+def test_a_changed_file_or_seed_redoes(life: Life) -> None:
+    life.run()
+    life.user_file.write_text("two")
+    life.run()
+    assert life.worked == ["first", "second"]
+    life.run(seed=1)
+    assert life.worked == ["first", "second"]
+    life.user_file.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        life.run()
+
+
+def test_a_cut_stage_goes_on(life: Life) -> None:
+    life.cut = True
+    with pytest.raises(RuntimeError):
+        life.run()
+    assert manifest(life.root / "second") is None
+    life.cut = False
+    answers = life.run()
+    assert life.worked == ["second+"]
+    assert answers[1]["resumed_from_step"] == 2
+
+
+def test_a_stage_killed_before_it_began_starts_anew(life: Life) -> None:
+    (life.root / "first").mkdir(parents=True)
+    (life.root / "first" / "half").touch()
+    life.run()
+    assert life.worked == ["first", "second"]
+
+
+def test_meter_rewinds_to_a_step(tmp_path: Path) -> None:
+    meter = Meter(tmp_path, "x", 10, quiet=True)
+    for step in range(1, 6):
+        meter.step(step, {"loss": step / 2})
+    meter.close()
+    with (tmp_path / "figures.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # what a kill leaves
+    again = Meter(tmp_path, "x", 10, quiet=True)
+    again.rewind(3)
+    again.step(4, {"loss": 0.5})
+    again.step(5, {})
+    again.close()
+    rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[3]["loss"] == 0.5
