@@ -26,7 +26,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the repository; LLMLAB_SHARED names its parent where it lies elsewhere."""
-    return _there(SHARED if SHARED.is_dir() else None, "needs the shared data folder beside the repository (LLMLAB_SHARED)")
+    return _there(
+        SHARED if SHARED.is_dir() else None, "needs the shared data folder beside the repository (LLMLAB_SHARED)"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ class InputError(LlmlabError):
 
     def __init__(self, place: str, problem: str, hint: str = "") -> None:
         self.place, self.problem, self.hint = place, problem, hint
-        super().__init__(f"{place}: {problem}" + (f" ({hint})" if hint else ""))
+        line = f"{place}: {problem}" + (f" ({hint})" if hint else "")
+        # Names out of files may hold anything; what is printed stays one line.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
 class Stopped(LlmlabError):

@@ -50,6 +50,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
         feedforward=ACTIVATIONS[activation](width=config.get("n_inner") or 4 * config["n_embd"], bias=True),
         tied=config.get("tie_word_embeddings", True),
         dropout=config.get("resid_pdrop", 0.1),
+        initial_std=config.get("initializer_range", 0.02),
     ), config["vocab_size"]
 
 

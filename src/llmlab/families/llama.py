@@ -45,6 +45,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
         attention=MultiHead(**shared) if kv_heads == heads else GroupedQuery(kv_heads=kv_heads, **shared),
         feedforward=SwiGLU(width=config["intermediate_size"], bias=config.get("mlp_bias", False)),
         tied=config.get("tie_word_embeddings", False),
+        initial_std=config.get("initializer_range", 0.02),
     ), config["vocab_size"]
 
 

@@ -40,7 +40,7 @@ class _Part(Section, ABC):
     def width(self, dim: int) -> int:
         """The width K of a head; an impossible shape is an error."""
         if self.head_dim is None and dim % self.heads:
-            near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - self.heads))
+            near = min((h for h in range(1, 4096) if dim % h == 0), key=lambda h: abs(h - self.heads))
             raise InputError("model.attention.heads", f"{self.heads} heads do not divide dim {dim}", f"{near} would")
         if self.heads % self.key_heads:
             raise InputError("model.attention.kv_heads", f"{self.key_heads} does not divide {self.heads} heads")

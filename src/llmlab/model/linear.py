@@ -12,5 +12,9 @@ Role = str | tuple[str, ...] | None
 class Linear(nn.Linear):
     """y = x W^T + b. `role` picks an adapter where one was put on; the plain map has none and ignores it."""
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # there is nothing to fill, and torch would import 800 modules to do it
+            super().reset_parameters()
+
     def forward(self, x: Tensor, role: Role = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)

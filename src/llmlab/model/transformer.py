@@ -40,7 +40,8 @@ class Architecture(Section):
     def _possible(self) -> "Architecture":
         try:
             width = self.attention.width(self.dim)
-            self.position.build(self.dim, self.attention.heads, width, 1)
+            with torch.device("meta"):
+                self.position.build(self.dim, self.attention.heads, width, 1)
         except InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
         a = self.architecture = architecture
         self.vocab_size = vocab_size
         head_dim = a.attention.width(a.dim)
-        self.embedding = nn.Embedding(vocab_size, a.dim)
+        self.embedding = nn.Embedding(vocab_size, a.dim, _weight=torch.empty(vocab_size, a.dim))
         self.position = a.position.build(a.dim, a.attention.heads, head_dim, a.context)
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(

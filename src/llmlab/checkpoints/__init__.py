@@ -1,0 +1,1 @@
+"""Reading and writing weights: every format ends in a `Bundle`, and `where` finds them by name or path."""

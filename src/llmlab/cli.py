@@ -1,0 +1,310 @@
+"""The command line: each verb calls one function. torch is imported when a verb needs it, so `--help` is quick.
+
+Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure on the way; 130 after Ctrl-C.
+"""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from llmlab.errors import InputError, LlmlabError
+
+
+class _InOrder(TyperGroup):
+    """Verbs are listed in the order of a model's life."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+
+app = typer.Typer(
+    name="llmlab",
+    help="A language model's whole life on one recipe: pretrain, fine-tune, align, compress, evaluate, talk.",
+    cls=_InOrder,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
+Weights = Annotated[str, typer.Option("--weights", help="fp32 (exact), bf16, int8 or int4.")]
+MaxNew = Annotated[int, typer.Option("--max-new-tokens", help="Stop after so many tokens.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens that hold this much probability.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Keep so many of the likeliest tokens; 0 keeps all.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes what was said less likely.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given again.")]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal text.")]
+
+
+def _answer(as_json: bool, value: dict[str, Any], text: str) -> None:
+    print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
+
+
+# ---------------------------------------------------------------- recipes and runs
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A preset (see: llmlab recipe --list) or a YAML file.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Fields to set.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Live a recipe, from raw text to the report."""
+    from llmlab.run import read_recipe
+    from llmlab.run import run as live
+
+    whole = read_recipe(recipe, override or [])
+    done = live(whole, out or Path("runs") / whole.name, resume, quiet)
+    lines = [
+        f"{stage['name']:<10} {stage['seconds']:8.1f} s {stage['peak_bytes'] / 2**20:7.0f} MiB"
+        for stage in done["stages"]
+    ]
+    _answer(as_json, done, "\n".join([*lines, f"report: {done['report']}", f"talk to it: llmlab chat {done['out']}"]))
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="The preset to print.")] = "demo",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print every field with its default and meaning.")] = False,
+    every: Annotated[bool, typer.Option("--list", help="Print the names of the presets.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a preset to edit, or every field explained."""
+    from llmlab.recipe import explain as explained
+    from llmlab.run import Run, preset_text, presets, read_recipe
+
+    if every:
+        _answer(as_json, {"presets": presets()}, "\n".join(presets()))
+    elif schema:
+        print(json.dumps(Run.model_json_schema(), indent=None if as_json else 1))
+    elif explain:
+        rows = list(explained(Run))
+        text = "\n".join(
+            f"{path}{f' = {default}' if default else ''}\n    {meaning}" for path, default, meaning in rows
+        )
+        _answer(
+            as_json, {"fields": [dict(zip(("path", "default", "meaning"), row, strict=True)) for row in rows]}, text
+        )
+    else:
+        text = preset_text(name)
+        _answer(
+            as_json, {"name": name, "yaml": text, "recipe": read_recipe(name).model_dump(mode="json")}, text.rstrip()
+        )
+
+
+# ---------------------------------------------------------------- weights
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="smollm2, or hf:owner/name.")], as_json: AsJson = False) -> None:
+    """Fetch weights into the cache."""
+    from llmlab.checkpoints.pull import pull as fetch
+
+    path = fetch(name)
+    _answer(as_json, {"name": name, "path": str(path)}, str(path))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="What to convert: any model that chat opens.")],
+    destination: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    to: Annotated[str, typer.Option("--to", help="hf or llmlab.")] = "hf",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model in another format, logits checked."""
+    from llmlab.adapters.opening import open_policy
+    from llmlab.checkpoints.convert import convert as write
+
+    done = write(open_policy(source), destination, to)
+    _answer(as_json, done, f"{done['path']} ({done['format']}; largest logit difference {done['parity']:.2g})")
+
+
+# ---------------------------------------------------------------- talking
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The text to continue; standard input by default.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a message, put through the chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
+    weights: Weights = "fp32",
+    max_new_tokens: MaxNew = 128,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text, streaming."""
+    from llmlab.language_model import load
+
+    sampling = _sampling(
+        "generate",
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k or None,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    text = prompt if prompt is not None else _standard_input()
+    lm = load(model, weights)
+    write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
+    done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
+    _answer(as_json, done, "")
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
+    weights: Weights = "fp32",
+    max_new_tokens: MaxNew = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Talk to a model.
+
+    /reset forgets, /help says what else there is. Standard input may be a pipe: one message a line.
+    """
+    from llmlab.language_model import load
+    from llmlab.talk import talk
+
+    sampling = _sampling(
+        "chat",
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k or None,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    turns = talk(load(model, weights), sampling, system, quiet=as_json)
+    if as_json:
+        _answer(True, {"turns": turns}, "")
+
+
+def _sampling(place: str, **values: Any) -> Any:
+    from llmlab.inference.sampling import Sampling
+    from llmlab.recipe import parse
+
+    return parse(Sampling, values, place)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        print("Type the text; Ctrl-D ends it.", file=sys.stderr)
+    return _utf8(sys.stdin.buffer.read())
+
+
+def _utf8(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("standard input", f"byte {error.start} is not UTF-8") from None
+
+
+# ---------------------------------------------------------------- measuring and learning
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="All that need no file by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A text or jsonl file for the tasks that take one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many items a task.")] = None,
+    weights: Weights = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model, each figure with its interval."""
+    from llmlab.evaluation.harness import evaluate_model
+    from llmlab.language_model import load
+
+    done = evaluate_model(load(model, weights).bundle, tasks or [], data=data, limit=limit)
+    rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
+    _answer(as_json, done, "\n".join(rows))
+
+
+@app.command()
+def handbook(
+    number: Annotated[int | None, typer.Argument(help="One question, 1 to 54; all of them by default.")] = None,
+    lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
+    run_it: Annotated[bool, typer.Option("--run", help="Run the experiment here and now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """54 questions about language models, answered by running."""
+    from llmlab.handbook import page
+
+    if number is None:
+        _answer(as_json, {"questions": page.list_questions(lang)}, page.listing(lang))
+        return
+    record = None
+    if run_it:
+        from llmlab.handbook.runner import run_question
+        from llmlab.stages import Session
+
+        record = run_question(number, Session())
+    _answer(as_json, {"questions": [page.json_row(number, record, lang)]}, page.show(number, lang, record))
+
+
+def main() -> None:
+    """Run the command line; errors meant for a person are one line on standard error."""
+    code = 0
+    try:
+        app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except LlmlabError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("stopped", 130)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            raise
+        code = _fail(
+            f"{error.filename or 'writing'}: {os.strerror(error.errno)}; what was written before is unharmed", 2
+        )
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise  # a defect: its traceback is for us
+        code = _fail(error.format_message(), 2)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"llmlab: {' '.join(line.split())}", file=sys.stderr)
+    return code

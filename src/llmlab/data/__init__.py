@@ -1,0 +1,1 @@
+"""Documents, dialogues, pairs and prompts: from files to packed batches."""

@@ -1,0 +1,107 @@
+"""Batches: rows of ids, what follows each, and where each stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llmlab.model.places import Places
+
+IGNORE = -100  # a target where nothing is learnt
+
+Ids = Sequence[int] | npt.NDArray[np.integer]
+Learn = Sequence[bool] | npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids_BT`, `targets_BT` int64; `targets[t]` is the id that follows `ids[t]`, or -100 where nothing is learnt."""
+
+    ids_BT: Tensor
+    targets_BT: Tensor
+    at: Places
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device))
+
+    @property
+    def learnt(self) -> int:
+        """How many targets are learnt."""
+        return int((self.targets_BT != IGNORE).sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are real, padding not counted."""
+        return int(self.at.real.sum())
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """2B rows: the B chosen ones, then the B rejected ones in the same order. `tags[i]` says what pair i differs in.
+
+    The targets of both sides learn the answer's tokens. `last_B` is the column of each row's last real token.
+    """
+
+    tags: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> PairBatch:
+        return PairBatch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.tags)
+
+    @property
+    def pairs(self) -> int:
+        return len(self.ids_BT) // 2
+
+    @property
+    def last_B(self) -> Tensor:
+        """int64 [2B], whichever the padding side; of an empty row the first column."""
+        columns = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
+        return torch.where(self.at.real, columns, 0).amax(1)
+
+
+def collate(
+    sequences: Sequence[tuple[Ids, Learn]], pad_id: int | None, length: int | None = None, side: str = "right"
+) -> Batch:
+    """One row a sequence (ids, learn), padded on `side` to `length`, or to the longest row.
+
+    `learn[t]` says whether ids[t] is to be predicted, so targets are shifted by one and a row's first token is never
+    one. Padding is known by its document -1, never by its id, so `pad_id` may be any id, or None (then 0).
+    """
+    lengths = [len(ids) for ids, _ in sequences]
+    width = max(lengths, default=0) if length is None else length
+    if not sequences or not width:
+        raise ValueError("a batch needs at least one token")
+    if max(lengths) > width:
+        raise ValueError(f"a sequence of {max(lengths)} tokens does not fit into {width}")
+    for ids, learn in sequences:
+        if len(ids) != len(learn):
+            raise ValueError(f"{len(ids)} ids but {len(learn)} learn marks")
+    at = Places.of_lengths(lengths, width, side)
+    real = at.real.numpy()
+    ids_BT = np.full(real.shape, 0 if pad_id is None else pad_id, np.int64)
+    learn_BT = np.zeros(real.shape, bool)
+    ids_BT[real] = np.concatenate([np.asarray(ids, np.int64) for ids, _ in sequences])
+    learn_BT[real] = np.concatenate([np.asarray(learn, bool) for _, learn in sequences])
+    targets_BT = np.full(real.shape, IGNORE, np.int64)
+    follows = learn_BT[:, 1:] & real[:, :-1]  # the token before must be real too: left padding has none
+    targets_BT[:, :-1][follows] = ids_BT[:, 1:][follows]
+    return Batch(torch.from_numpy(ids_BT), torch.from_numpy(targets_BT), at)
+
+
+def collate_pairs(
+    chosen: Sequence[tuple[Ids, Learn]],
+    rejected: Sequence[tuple[Ids, Learn]],
+    pad_id: int | None,
+    tags: Sequence[str] = (),
+    length: int | None = None,
+    side: str = "right",
+) -> PairBatch:
+    """Both sides of B pairs stacked, chosen first, padded alike."""
+    if len(chosen) != len(rejected):
+        raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected")
+    both = collate([*chosen, *rejected], pad_id, length, side)
+    return PairBatch(both.ids_BT, both.targets_BT, both.at, tuple(tags))

@@ -1,0 +1,266 @@
+"""Chats to learn answers from: where they come from, which are held out, and how they become batches."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from llmlab.data import bundled, tasks
+from llmlab.data.batch import Batch, collate
+from llmlab.data.heldout import split_by_prompt
+from llmlab.data.messages import Messages, asked, first_question, instruction, messages, text
+from llmlab.data.order import ShuffledOrder
+from llmlab.data.rows import Problem
+from llmlab.data.sources import Reading
+from llmlab.data.state import State
+from llmlab.data.tables import Table
+from llmlab.errors import InputError
+from llmlab.recipe import KINDS, Section
+from llmlab.tokenization.chat import Renderer
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages that end with an answer, and where they come from."""
+
+    messages: Messages
+    source: str
+
+
+# ---------------------------------------------------------------- layouts
+
+Layout = Literal["auto", "messages", "sharegpt", "chatterbot", "alpaca", "prompt", "question"]
+
+
+def _answered(dialogue: Messages | Problem, answer: str | Problem) -> Messages | Problem:
+    if isinstance(dialogue, Problem):
+        return dialogue
+    return answer if isinstance(answer, Problem) else [*dialogue, {"role": "assistant", "content": answer}]
+
+
+def _dialogue(field: str) -> Callable[[Mapping[str, Any]], Messages | Problem]:
+    def read(row: Mapping[str, Any]) -> Messages | Problem:
+        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        turns = row[field]
+        return messages([*system, *turns] if isinstance(turns, list) else turns)
+
+    return read
+
+
+def _chatterbot(row: Mapping[str, Any]) -> Messages | Problem:
+    """The first two turns: what comes later is mostly other answers to the same question."""
+    turns = row["turns"]
+    if not isinstance(turns, list) or len(turns) < 2:
+        return Problem("has fewer than two turns")
+    pair = {"question": turns[0], "answer": turns[1]}
+    return _answered(asked(pair, "question"), text(pair, "answer"))
+
+
+def _prompt(row: Mapping[str, Any]) -> Messages | Problem:
+    """A prompt and its completion, each a text or a list of messages."""
+    if isinstance(row["prompt"], list) and isinstance(row["completion"], list):
+        return messages([*row["prompt"], *row["completion"]])
+    return _answered(asked(row, "prompt"), text(row, "completion"))
+
+
+# In the order in which they are tried: the fields that tell a layout, and how its rows are read.
+LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Messages | Problem]]] = {
+    "messages": (("messages",), _dialogue("messages")),
+    "sharegpt": (("conversations",), _dialogue("conversations")),
+    "chatterbot": (("turns",), _chatterbot),
+    "alpaca": (("instruction", "output"), lambda row: _answered(instruction(row), text(row, "output"))),
+    "prompt": (("prompt", "completion"), _prompt),
+    "question": (("question", "answer"), lambda row: _answered(asked(row, "question"), text(row, "answer"))),
+}
+
+
+def chat_of_row(row: Mapping[str, Any], layout: Layout = "auto") -> Messages | Problem:
+    """The messages of one row, cut after its last answer. The layout is told by the row's fields unless named."""
+    if layout == "auto":
+        there = [name for name, (fields, _) in LAYOUTS.items() if all(field in row for field in fields)]
+        if not there:
+            return Problem(f"has none of the known fields ({'; '.join(', '.join(f) for f, _ in LAYOUTS.values())})")
+        layout = there[0]  # type: ignore[assignment]
+    fields, read = LAYOUTS[layout]
+    missing = [field for field in fields if field not in row]
+    dialogue = Problem(f"has no field {missing[0]!r}") if missing else read(row)
+    if isinstance(dialogue, Problem):
+        return dialogue
+    while dialogue and dialogue[-1]["role"] != "assistant":
+        dialogue = dialogue[:-1]  # a question at the end that nobody answers
+    return dialogue if first_question(dialogue) else Problem("has no question that is answered")
+
+
+# ---------------------------------------------------------------- sources
+
+
+class FileChats(Table):
+    """Your own chats: rows of messages, sharegpt, alpaca, prompt and completion, question and answer."""
+
+    kind: Literal["file"] = "file"
+    layout: Layout = Field("auto", description="How a row is read; auto tells it by the row's fields.")
+    system: str | None = Field(None, description="A system message for chats that have none.")
+
+    def chats(self, seed: int, reading: Reading) -> Iterator[Chat]:
+        for source, dialogue in self.read(lambda row: chat_of_row(row, self.layout), reading):
+            bare = self.system is not None and dialogue[0]["role"] != "system"
+            first = [{"role": "system", "content": self.system or ""}] if bare else []
+            yield Chat([*first, *dialogue], source)
+
+
+class BundledChats(Section):
+    """Short dialogues that ship with llmlab (chatterbot-corpus)."""
+
+    kind: Literal["bundled"] = "bundled"
+    name: Literal["chatterbot_en", "chatterbot_zh"] = Field("chatterbot_en", description="Which language.")
+
+    def files(self) -> list[Path]:
+        return [bundled.path(self.name)]
+
+    def chats(self, seed: int, reading: Reading) -> Iterator[Chat]:
+        return FileChats(path=str(self.files()[0]), layout="chatterbot").chats(seed, reading)
+
+
+class Exercises(Section):
+    """Exercises with exact answers, made by llmlab: copy, spell, order, count, compare."""
+
+    kind: Literal["tasks"] = "tasks"
+    n: int = Field(4000, ge=1, description="How many, with distinct prompts; the held-out ones among them.")
+    kinds: tuple[tasks.Kind, ...] = Field(tasks.KINDS, min_length=1, description="Which kinds of exercise.")
+    language: tasks.Language = Field("en", description="English or Chinese.")
+
+    def files(self) -> list[Path]:
+        return []
+
+    def tasks(self, seed: int) -> list[tasks.Task]:
+        return tasks.generate(seed, self.n, self.kinds, self.language)
+
+
+class TaskChats(Exercises):
+    """Exercises with exact answers, made by llmlab, part of them answered courteously."""
+
+    courteous: float = Field(0.5, ge=0, le=1, description="Share of answers that end with a courteous closing.")
+
+    def chats(self, seed: int, reading: Reading) -> Iterator[Chat]:
+        for task in self.tasks(seed):
+            reading.rows += 1
+            answer = tasks.styled(task, seed, self.courteous)
+            turns = [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": answer}]
+            yield Chat(turns, f"tasks:{task.kind}")
+
+
+ChatSource = Annotated[FileChats | BundledChats | TaskChats, *KINDS]
+
+
+def read_chats(sources: Sequence[ChatSource], seed: int, reading: Reading | None = None) -> list[Chat]:
+    """The chats of all sources, in order; `reading` counts files, rows and what was skipped."""
+    reading = Reading() if reading is None else reading
+    return [chat for source in sources for chat in source.chats(seed, reading)]
+
+
+def split_chats(chats: Sequence[Chat], held: float, seed: int) -> tuple[list[Chat], list[Chat]]:
+    """(training, held out): no first question is on both sides, in this source or any other of the same seed."""
+    return split_by_prompt(chats, lambda chat: first_question(chat.messages), held, seed)
+
+
+# ---------------------------------------------------------------- batches
+
+
+class Rows:
+    """Rendered sequences (ids, learn), kept flat: 5 bytes a token. `fingerprint` names their content."""
+
+    def __init__(self, sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> None:
+        self._ends = np.cumsum([len(ids) for ids, _ in sequences], dtype=np.int64)
+        self._ids = np.concatenate([np.asarray(ids, np.int32) for ids, _ in sequences] or [np.empty(0, np.int32)])
+        self._learn = np.concatenate([np.asarray(learn, bool) for _, learn in sequences] or [np.empty(0, bool)])
+        content = hashlib.sha256(self._ends.tobytes() + self._ids.tobytes() + self._learn.tobytes())
+        self.fingerprint = content.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """(ids int32 [n], learn bool [n]) of one row."""
+        cut = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        return self._ids[cut], self._learn[cut]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How rendered rows fit into the context: whole ones, ones cut within an answer, ones with no answer left."""
+
+    whole: int
+    cut: int
+    refused: int
+    tokens: int
+    learnt: int
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "rows": self.whole + self.cut,
+            **{name: getattr(self, name) for name in ("cut", "refused", "tokens", "learnt")},
+        }
+
+
+class ChatBatches:
+    """Batches of chats for the training loop: `batch_size` rows a step, in micro-batches, shuffled anew each epoch.
+
+    Rows longer than `context` are cut on the right. One whose learnt tokens are cut away entirely would teach nothing
+    and divide by nothing: it is refused and counted, and more than a share of `refused` of them is an `InputError`.
+    """
+
+    def __init__(
+        self,
+        chats: Sequence[Chat],
+        renderer: Renderer,
+        context: int,
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+        refused: float = 0.05,
+    ) -> None:
+        if not renderer.closes:
+            raise InputError("chat template", "ends no answer with a special token: nothing would teach it to stop")
+        self.rows, self.fit = _fitted(chats, renderer, context, refused)
+        self.batch_size, self.micro_batch, self._pad = batch_size, micro_batch, renderer.tokenizer.pad_id
+        self.order = ShuffledOrder(len(self.rows), seed, "chats", self.rows.fingerprint)
+
+    def next(self, model: Any = None) -> list[Batch]:
+        """The micro-batches of the next step."""
+        return self._batches(self.order.take(self.batch_size))
+
+    def once(self) -> list[Batch]:
+        """Every row once, in order, in micro-batches: to evaluate on."""
+        return self._batches(range(len(self.rows)))
+
+    def _batches(self, indices: Sequence[int]) -> list[Batch]:
+        cuts = range(0, len(indices), self.micro_batch)
+        return [collate([self.rows[i] for i in indices[cut : cut + self.micro_batch]], self._pad) for cut in cuts]
+
+    def state(self) -> State:
+        return self.order.state()
+
+    def load(self, state: State) -> None:
+        self.order.load(state)
+
+
+def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: float) -> tuple[Rows, Fit]:
+    kept, cut, lost = list[tuple[Sequence[int], Sequence[bool]]](), 0, list[str]()
+    for chat in chats:
+        rendered = renderer.render(chat.messages)
+        ids, learn = rendered.ids[:context], rendered.learn[:context]
+        if not any(learn[1:]):
+            lost.append(chat.source)
+            continue
+        cut += sum(learn) < sum(rendered.learn)
+        kept.append((ids, learn))
+    if len(lost) > bound * len(chats) or not kept:
+        hint = f"a longer context, shorter chats, or allow more than {bound:g}"
+        problem = f"{len(lost)} of {len(chats)} answers are cut away entirely by the context of {context} tokens"
+        raise InputError("chats", f"{problem}, as in {lost[0]}" if lost else "there are none", hint if lost else "")
+    tokens, learnt = sum(len(ids) for ids, _ in kept), sum(sum(learn) for _, learn in kept)
+    return Rows(kept), Fit(len(kept) - cut, cut, len(lost), tokens, learnt)

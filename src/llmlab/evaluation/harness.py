@@ -1,0 +1,182 @@
+"""Tasks times models: one model by name on the command line, or every policy of a run on the same items."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.data.batch import Ids
+from llmlab.data.files import TEXTS, ending
+from llmlab.data.shards import TokenShards
+from llmlab.data.text import joined
+from llmlab.errors import InputError, Stopped
+from llmlab.evaluation import tasks
+from llmlab.evaluation.baselines import baselines
+from llmlab.evaluation.perplexity import held_out_documents
+from llmlab.evaluation.statistics import paired_bootstrap, verdict
+from llmlab.evaluation.tasks import AnyTask
+from llmlab.evaluation.tasks.base import Result, Subject, Task
+from llmlab.recipe import Section
+from llmlab.runtime import derive
+from llmlab.stages import Figures, Session
+from llmlab.tokenization.tokenizer import Tokenizer
+
+STANDARD = ("bits_per_byte", "exercises", "samples")
+
+
+class Evaluate(Section):
+    """What every policy of a run is measured by."""
+
+    tasks: tuple[AnyTask, ...] = Field(
+        default_factory=lambda: tuple(tasks.read(name) for name in STANDARD),
+        min_length=1,
+        description="tasks by name, or with their settings; bits_per_byte is left out where nothing was held out",
+    )
+
+    def files(self) -> list[Path]:
+        """The user's own files that the tasks read."""
+        return [path for task in self.tasks for path in task.files()]
+
+
+# ---------------------------------------------------------------- one model
+
+
+def evaluate_model(
+    bundle: Bundle,
+    names: Sequence[str | Task] = (),
+    data: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`{"tasks": [{name, metric, value, interval, n, ...}]}`.
+
+    Without names: the task that `data` is for, else all that can run on what is there. The held-out text of the run
+    that a model comes from is found beside it. Errors: InputError for an unknown task, and for a task without its file.
+    """
+    held_out = _held_out_beside(bundle)
+    chosen = names or ([_task_for(data)] if data is not None else [name for name in STANDARD if _can(name, held_out)])
+    results: list[Result] = []
+    for name in chosen:
+        task = name if isinstance(name, Task) else tasks.read(name)
+        changes = {"limit": task.limit if limit is None else limit}
+        if data is not None and (task.needs_file or len(chosen) == 1):
+            task = type(task).model_validate(task.model_dump() | changes | {"path": str(data)})
+        else:
+            task = type(task).model_validate(task.model_dump() | changes)
+        results += task.run(Subject(bundle, seed, held_out))
+    return {"tasks": [result.json() for result in results]}
+
+
+def _can(name: str, held_out: Sequence[Ids] | None) -> bool:
+    return name != "bits_per_byte" or held_out is not None
+
+
+def _task_for(data: Path) -> str:
+    """The task that a file is for, by its kind and its first row's fields."""
+    if not data.exists():
+        raise InputError("data", f"{str(data)!r} does not exist")
+    if data.is_dir() or ending(data) in TEXTS:
+        return "bits_per_byte"
+    return "multiple_choice"
+
+
+def _held_out_beside(bundle: Bundle) -> list[Ids] | None:
+    """The held-out text of the run whose stage this model was read from, if it was and the tokenizer is the same."""
+    if bundle.tokenizer is None:
+        return None
+    origin = Path(bundle.origin)
+    for parent in [origin, *origin.parents][:4]:
+        folder = parent / "tokenizer" / "held_out"
+        if (folder / "index.json").is_file():
+            shards = TokenShards(folder)
+            try:
+                shards.require(bundle.tokenizer)
+            except InputError:
+                return None
+            return held_out_documents(shards)
+    return None
+
+
+# ---------------------------------------------------------------- every policy of a run
+
+
+def evaluate(
+    section: Evaluate,
+    policies: Mapping[str, Bundle],
+    held_out: TokenShards | None,
+    out: Path,
+    session: Session,
+) -> Figures:
+    """Every policy on the same items.
+
+    Figures: `policies` {name: [task results]}; `comparisons` of each two policies on each figure, paired by item, with
+    a verdict on the later one; `samples` [{prompt, answers {policy: text}}]; `baselines` in bits per byte.
+    """
+    documents = None if held_out is None else held_out_documents(held_out)
+    todo = [task for task in section.tasks if task.kind != "bits_per_byte" or task.path or documents is not None]
+    found: dict[str, list[Result]] = {name: [] for name in policies}
+    meter = session.meter(out, "evaluate", len(todo) * len(policies))
+    try:
+        for step, (name, task) in enumerate(((n, t) for n in policies for t in todo), 1):
+            if session.stop.requested:
+                raise Stopped("evaluate: stopped; --resume measures again from its start")
+            bundle = policies[name]
+            bundle.model.to(session.device)
+            found[name] += task.run(Subject(bundle, session.seed, documents))
+            meter.step(step, {})
+    finally:
+        meter.close()
+    figures: Figures = {
+        "policies": {name: [_without_samples(result) for result in results] for name, results in found.items()},
+        "comparisons": [
+            row
+            for a, b in combinations(policies, 2)
+            for first, second in zip(found[a], found[b], strict=True)
+            for row in _compared(a, b, first, second, session.seed)
+        ],
+        "samples": _side_by_side(found),
+    }
+    tokenizer = next((bundle.tokenizer for bundle in policies.values()), None)
+    if held_out is not None and tokenizer is not None:
+        figures["baselines"] = _baselines(held_out, tokenizer)
+    return figures
+
+
+def _without_samples(result: Result) -> dict[str, Any]:
+    return {name: value for name, value in result.json().items() if name != "samples"}
+
+
+def _compared(a: str, b: str, first: Result, second: Result, seed: int) -> list[dict[str, Any]]:
+    """How the later policy differs from the earlier one, item by item."""
+    if (first.name, first.metric, len(first.items)) != (second.name, second.metric, len(second.items)):
+        return []
+    purpose = derive(seed, "compare", first.name, first.metric)
+    difference = paired_bootstrap(second.items, first.items, purpose, second.weights)
+    told = verdict(difference, second.better)
+    row = {"a": a, "b": b, "name": first.name, "metric": first.metric, "difference": difference.value}
+    return [row | {"interval": difference.interval, "verdict": told, "n": difference.n}]
+
+
+def _side_by_side(found: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    """What each policy said to the same prompts."""
+    rows: dict[str, dict[str, str]] = {}
+    for policy, results in found.items():
+        for result in results:
+            for sample in result.details.get("samples", ()):
+                rows.setdefault(sample["prompt"], {})[policy] = sample["answer"]
+    return [{"prompt": prompt, "answers": answers} for prompt, answers in rows.items()]
+
+
+def _baselines(held_out: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
+    """gzip, xz and a byte n-gram of the same text; the training split lies beside the held-out one."""
+    folder = held_out.folder.with_name("train")
+    if not (folder / "index.json").is_file():
+        return {}
+    return baselines(_text(TokenShards(folder), tokenizer), _text(held_out, tokenizer))
+
+
+def _text(shards: TokenShards, tokenizer: Tokenizer) -> bytes:
+    return joined(tokenizer.decode(ids, skip_special=True) for ids in held_out_documents(shards))

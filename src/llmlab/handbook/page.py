@@ -1,0 +1,198 @@
+"""What the terminal shows of the handbook: the list of the 54, and the page of one question, in English or Chinese."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, set_cell_size
+
+from llmlab.errors import unknown
+from llmlab.handbook.question import (
+    TIER_LETTER,
+    Check,
+    Claim,
+    Language,
+    Text,
+    Verdict,
+    asked,
+    code_of,
+    load,
+    numbered,
+)
+from llmlab.handbook.runner import Record, shipped
+
+if TYPE_CHECKING:
+    from rich.text import Text as RichText
+
+WIDTH = 100
+
+VERDICTS = {
+    Verdict.CONFIRMED: Text("CONFIRMED", "证实"),
+    Verdict.CORRECTED: Text("CORRECTED", "更正"),
+    Verdict.REFUTED: Text("REFUTED", "推翻"),
+    Verdict.PREDICTED_ONLY: Text("PREDICTED-ONLY", "仅为推算"),
+    Verdict.NOT_REPRODUCED: Text("NOT-REPRODUCED", "未能复现"),
+}
+STYLES = {
+    Verdict.CONFIRMED: "green",
+    Verdict.CORRECTED: "yellow",
+    Verdict.REFUTED: "red",
+    Verdict.PREDICTED_ONLY: "cyan",
+    Verdict.NOT_REPRODUCED: "magenta",
+}
+KINDS = {"main": Text("answer", "正题"), "aside": Text("aside", "旁论"), "control": Text("control", "对照")}
+TIERS = {
+    "F": Text("(formula tier, under 2 s)", "（公式级，2 秒以内）"),
+    "S": Text("(under a minute)", "（1 分钟以内）"),
+    "M": Text("(one to five minutes)", "（1 至 5 分钟）"),
+    "L": Text("(five to twenty minutes)", "（5 至 20 分钟）"),
+}
+
+SAYS = Text("The handbook says", "手册怎么说")
+RIGHT = Text("What is right", "正确的说法")
+PAPERS = Text("Papers", "依据")
+RUNS = Text("What is run", "跑了什么")
+FOUND = Text("What was found", "结果")
+CLAIMS = Text("Claim by claim", "逐条裁决")
+PAPER_ONLY = Text("Not measured here, on the papers alone", "此处未测，仅以文献为据")
+CODE = Text("Code", "代码")
+MEASURED = Text("Measured", "测量")
+UNBUILT = Text("The experiment of this question is not built yet.", "这一问的实验尚未建成。")
+UNRUN = Text("No record yet: run it with --run.", "还没有记录，加 --run 即可运行。")
+COLON = Text(": ", "：")
+NONE = Text("no verdict yet", "尚无裁决")
+OPENING, CLOSING = "（“《", "，。；：？！、）”》"
+WIDE, MARKS = "\u2e80-\u9fff\uff00-\uffef", OPENING + CLOSING
+# What may not be broken: white space; one Chinese character or one word, with the marks that cling to it.
+PIECES = re.compile(rf"\s+|[{OPENING}]*(?:(?![{MARKS}])[{WIDE}]|[^\s{WIDE}{MARKS}]+)?[{CLOSING}]*")
+HEADINGS = (SAYS, RIGHT, PAPERS, RUNS, FOUND, CLAIMS, PAPER_ONLY, CODE, MEASURED)
+
+
+def list_questions(lang: str = "en") -> list[dict[str, Any]]:
+    """The 54 questions as JSON rows; verdict, evidence, tier, seconds and date are null where no record ships."""
+    return [json_row(number, None, lang) for number in asked()]
+
+
+def json_row(number: int, record: Record | None, lang: str = "en") -> dict[str, Any]:
+    """One question with the verdict of `record`; of the shipped record where that is None."""
+    spoken = _language(lang)
+    record = record or shipped(number)
+    row: dict[str, Any] = {"n": number, "question": asked()[number].text.in_language(spoken)}
+    for name in ("verdict", "evidence", "tier", "seconds", "date"):
+        row[name] = record[name] if record else None
+    if record:
+        row["evidence"] = record["evidence"][spoken]
+    return row
+
+
+def listing(lang: str = "en") -> str:
+    """The 54 questions as a table; a Chinese character takes two cells."""
+    rows = list_questions(lang)
+    labels = [VERDICTS[Verdict(row["verdict"])].in_language(_language(lang)) if row["verdict"] else "-" for row in rows]
+    wide = max(map(cell_len, labels))
+    return "\n".join(
+        f"{row['n']:>2}  {set_cell_size(label, wide)}  {row['tier'] or '-'}  {row['question']}"
+        for row, label in zip(rows, labels, strict=True)
+    )
+
+
+def show(number: int, lang: str = "en", record: Record | None = None, width: int = WIDTH) -> str:
+    """The page of one question: what is claimed, what is right, what is run, what came out. Plain text.
+
+    `record` is a fresh run to show in place of the shipped one. InputError for a number outside 1..54.
+    """
+    spoken = _language(lang)
+    text = asked()[numbered(number)].text.in_language(spoken)
+    record = record or shipped(number)
+    verdict = VERDICTS[Verdict(record["verdict"])].in_language(spoken) if record else NONE.in_language(spoken)
+    lines: list[str] = [*wrapped(f"{number}. {text}", width), verdict, ""]
+    path = code_of(number)
+    if path is None:
+        return "\n".join([*lines, UNBUILT.in_language(spoken)])
+    question = load(number)
+
+    def section(title: Text, body: list[str]) -> None:
+        lines.extend([title.in_language(spoken), *(line for part in body for line in wrapped(part, width, "  ")), ""])
+
+    section(SAYS, [question.claim.in_language(spoken)])
+    section(RIGHT, [question.correction.in_language(spoken)])
+    section(PAPERS, list(question.papers))
+    section(RUNS, [question.run.in_language(spoken), TIERS[TIER_LETTER[question.tier]].in_language(spoken)])
+    section(FOUND, [record["evidence"][spoken] if record else UNRUN.in_language(spoken)])
+    lines.append(CLAIMS.in_language(spoken))
+    for claim in question.claims:
+        lines.extend(wrapped(_claim(claim, record, spoken), width, "  ", "    "))
+        lines.extend(
+            line
+            for check in claim.checks
+            for line in wrapped(_check(claim, check, record, spoken), width, "    ", "     ")
+        )
+    lines.append("")
+    if question.on_paper:
+        section(PAPER_ONLY, [f"{text.in_language(spoken)} [{code}]" for code, text in question.on_paper.items()])
+    section(CODE, [f"llmlab/handbook/{path.name}", *question.uses])
+    if record:
+        section(MEASURED, [_measured(record, spoken)])
+    return "\n".join(lines).rstrip()
+
+
+def coloured(text: str) -> RichText:
+    """A listing or page with its headings bold and its verdicts in colour, for a terminal that can."""
+    from rich.text import Text as RichText
+
+    out = RichText(text)
+    for title in HEADINGS:
+        out.highlight_regex(rf"(?m)^(?:{re.escape(title.en)}|{re.escape(title.zh)})$", style="bold")
+    for verdict, style in STYLES.items():
+        out.highlight_regex(rf"(?m)(?<![\w-])(?:{VERDICTS[verdict].en}|{VERDICTS[verdict].zh})(?=\s|$)", style=style)
+    return out
+
+
+def wrapped(text: str, width: int, indent: str = "", hanging: str = "") -> list[str]:
+    """Lines of at most `width` cells: `indent` before each, `hanging` too from the second on.
+
+    Chinese may break between any two characters, but no line begins with a closing mark or ends with an opening one.
+    """
+    lines: list[str] = []
+    line = ""
+    for piece in PIECES.findall(text):
+        room = width - cell_len(indent) - (cell_len(hanging) if lines else 0)
+        if line.strip() and cell_len(line + piece.rstrip()) > room:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece if line else piece.lstrip()
+    lines.append(line.rstrip())
+    return [indent + (hanging if number else "") + line for number, line in enumerate(lines)]
+
+
+def _claim(claim: Claim, record: Record | None, lang: Language) -> str:
+    judged = {row["name"]: Verdict(row["verdict"]) for row in record["claims"]} if record else {}
+    label = VERDICTS[judged[claim.name]].in_language(lang) if claim.name in judged else "-"
+    codes = f" [{', '.join(claim.errors)}]" if claim.errors else ""
+    return (
+        f"{label}  {KINDS[claim.kind].in_language(lang)}{COLON.in_language(lang)}{claim.said.in_language(lang)}{codes}"
+    )
+
+
+def _check(claim: Claim, check: Check, record: Record | None, lang: Language) -> str:
+    rows = record["checks"] if record else []
+    row = next((row for row in rows if (row["claim"], row["figure"]) == (claim.name, check.figure)), None)
+    value, mark = (f"{row['value']:.4g}", "✓" if row["passed"] else "✗") if row else ("?", " ")
+    return f"{mark} {check.asks.in_language(lang)}{COLON.in_language(lang)}{value} {check.relation} {check.threshold:g}"
+
+
+def _measured(record: Record, lang: Language) -> str:
+    software = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    told = Text(
+        f"{record['date']}, {record['seconds']:.2f} s, seed {record['seed']}, with {software}",
+        f"{record['date']}，{record['seconds']:.2f} 秒，种子 {record['seed']}，{software}",
+    )
+    return told.in_language(lang)
+
+
+def _language(name: str) -> Language:
+    match name:
+        case "en" | "zh":
+            return name
+    raise unknown("handbook --lang", name, ("en", "zh"))

@@ -1,0 +1,153 @@
+"""Runs a question and writes its record: figures, checks, verdict, and what they were measured with.
+
+The records in `records/` ship with the package; they are what `llmlab handbook` shows. A fresh run goes to the user's
+folder and never touches them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmlab.errors import LlmlabError
+from llmlab.handbook.question import HERE, TIER_LETTER, Question, load, numbered
+
+if TYPE_CHECKING:
+    from llmlab.stages import Session
+
+Record = dict[str, Any]
+
+SHIPPED = HERE / "records"
+# The instruction sets that change speed or rounding of what this project measures.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "f16c")
+
+
+def run_question(number: int, session: Session, out: Path | None = None) -> Record:
+    """Run the experiment of one question and write `qNN.json` below `out` (default: the user's folder).
+
+    InputError when the question does not exist or is not built; LlmlabError when a figure is not a finite number.
+    """
+    from llmlab.runtime import atomic_json
+
+    question = load(number)
+    begin = time.perf_counter()
+    with _threads(1 if question.tier == "formula" else None):
+        figures = {name: float(value) for name, value in question.figures(session).items()}
+    seconds = time.perf_counter() - begin
+    broken = [name for name, value in figures.items() if not math.isfinite(value)]
+    if broken:
+        raise LlmlabError(f"handbook {number}: not a finite number: {', '.join(broken)}")
+    record = recorded(question, figures, session.seed, seconds)
+    atomic_json((out or user_folder()) / _name(number), record)
+    return record
+
+
+def recorded(question: Question, figures: dict[str, float], seed: int, seconds: float) -> Record:
+    """The record of a run, ready for JSON."""
+    return {
+        "n": question.number,
+        "tier": TIER_LETTER[question.tier],
+        "key": key(question, seed),
+        "verdict": str(question.verdict(figures)),
+        "evidence": question.evidence(figures)._asdict(),
+        "claims": [
+            {"name": claim.name, "kind": claim.kind, "verdict": str(claim.judged(figures))} for claim in question.claims
+        ],
+        "checks": [
+            {
+                "claim": claim.name,
+                "figure": check.figure,
+                "value": figures[check.figure],
+                "relation": check.relation,
+                "threshold": check.threshold,
+                "passed": check.passed(figures),
+            }
+            for claim, check in question.checks
+        ],
+        "figures": figures,
+        "seconds": round(seconds, 3),
+        "date": datetime.now(UTC).date().isoformat(),
+        "seed": seed,
+        "measure": question.measure,
+        "versions": versions(),
+        "cpu": cpu_flags(),
+    }
+
+
+def key(question: Question, seed: int) -> str:
+    """Hash of what decides the figures: settings, seed and the version of the measure. The commit is not in it."""
+    content = {
+        "n": question.number,
+        "tier": question.tier,
+        "settings": dict(question.settings),
+        "seed": seed,
+        "measure": question.measure,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def shipped(number: int) -> Record | None:
+    """The record of a question that came with the package, None while there is none."""
+    return read(SHIPPED, numbered(number))
+
+
+def read(folder: Path, number: int) -> Record | None:
+    """The record of a question in a folder, None where there is none."""
+    path = folder / _name(number)
+    if not path.is_file():
+        return None
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def user_folder() -> Path:
+    """Where fresh runs go: $LLMLAB_HOME/handbook, else ~/.cache/llmlab/handbook."""
+    from llmlab.checkpoints.pull import cache_folder
+
+    return cache_folder() / "handbook"
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute on so many threads for a while. Tiny matrices wait for a second thread longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", "llmlab"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def cpu_flags() -> list[str]:
+    """Those of CPU_FLAGS that this machine has; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in CPU_FLAGS if flag in flags]
+
+
+def _name(number: int) -> str:
+    return f"q{number:02d}.json"

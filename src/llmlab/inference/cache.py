@@ -1,0 +1,103 @@
+"""Keys and values of tokens already seen, so that a new token costs one position and not the whole text.
+
+Shapes: B rows, T new tokens, S all keys, G key/value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from llmlab.errors import InputError
+from llmlab.model.places import Places
+
+
+class DenseCache:
+    """One preallocated buffer a layer; every row has as many columns as the widest, shorter ones padded on the left.
+
+    Rows, heads, widths and dtypes are those of the first tensors that arrive, so any model fits, also under autocast.
+    `capacity` is in columns. Columns beyond `length` hold nothing: a forward pass that was interrupted leaves them
+    dirty, and `trim` puts the cache back.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._places: Places | None = None  # [B, capacity]
+        self._keys: dict[int, Tensor] = {}  # layer -> [B, G, capacity, K]
+        self._values: dict[int, Tensor] = {}
+
+    def extend(self, at: Places) -> Places:
+        """Make room for new tokens at these places [B, T]; the places of all keys [B, S]."""
+        rows, new = at.position.shape
+        end = self.length + new
+        if end > self.capacity:
+            raise InputError("cache", f"{end} tokens do not fit into a cache of {self.capacity}")
+        if self._places is None:
+            self._places = Places(*(at.position.new_empty(rows, self.capacity) for _ in range(3)))
+        held = self._places
+        held.position[:, self.length : end] = at.position
+        held.order[:, self.length : end] = at.order
+        held.document[:, self.length : end] = at.document
+        self._start, self.length = self.length, end
+        return held[:, :end]
+
+    def update(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; all of them, [B, G, S, K], as views of the buffers."""
+        return self._put(self._keys, layer, k_BGTK), self._put(self._values, layer, v_BGTK)
+
+    def _put(self, buffers: dict[int, Tensor], layer: int, new_BGTK: Tensor) -> Tensor:
+        rows, heads, _, width = new_BGTK.shape
+        if layer not in buffers:
+            buffers[layer] = new_BGTK.new_empty(rows, heads, self.capacity, width)
+        buffer = buffers[layer]
+        buffer[:, :, self._start : self.length] = new_BGTK
+        return buffer[:, :, : self.length]
+
+    def trim(self, length: int) -> None:
+        """Forget every column from `length` on."""
+        self.length = min(self.length, length)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Row i becomes what was row `rows[i]`; the others are dropped. Rows that stay in place are not copied."""
+        if self._places is None:
+            return
+        moves = [(new, old) for new, old in enumerate(rows) if new != old]
+        to, source = [new for new, _ in moves], [old for _, old in moves]
+
+        def kept(buffer: Tensor) -> Tensor:
+            if moves:
+                columns = (slice(None),) * (buffer.ndim - 3) + (slice(0, self.length),)  # nothing lies beyond
+                buffer[(to, *columns)] = buffer[(source, *columns)]
+            return buffer[: len(rows)]
+
+        self._places = Places(*map(kept, (self._places.position, self._places.order, self._places.document)))
+        for buffers in (self._keys, self._values):
+            for layer, buffer in buffers.items():
+                buffers[layer] = kept(buffer)
+
+
+class PromptCache:
+    """One row's cache and the ids whose keys it holds, kept between calls: what two prompts share is computed once.
+
+    It belongs to one model with one set of weights and one role; whoever changes these makes a new one.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.dense = DenseCache(capacity)
+        self.ids: list[int] = []
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Forget all but the beginning shared with `prompt`; how many of its tokens need no computing.
+
+        At least one is left over: the next token is predicted from the last one's output, which is not kept.
+        """
+        shared = 0
+        for old, new in zip(self.ids, prompt[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self.dense.trim(shared)
+        del self.ids[shared:]
+        return shared

@@ -1,0 +1,253 @@
+"""The engine: many prompts at once, left-padded, decoded with a cache; rows that are finished leave the batch.
+
+Shapes: B rows still at work, T prompt tokens, V vocabulary.
+
+What a row answers is a function of its prompt, its seed and the weights: its noise is keyed by (seed, position), its
+padding is invisible. Only float rounding can differ with the rows beside it. Logits exist for one position at a time
+and are gone before the next; what is kept of them is the log-probability of each drawn id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmlab.errors import InputError, LlmlabError
+from llmlab.inference.cache import PromptCache
+from llmlab.inference.sampling import Sampling, choose, key_of, process
+from llmlab.model.attention import Cache
+from llmlab.model.linear import Role
+from llmlab.model.places import Places
+from llmlab.model.transformer import Architecture
+
+FinishReason = Literal["stop", "length"]
+
+# Prompts go through the model in pieces: at most so many tokens of all rows, and so many columns, at a time. The first
+# bounds the memory of activations, the second that of the mask.
+PREFILL_TOKENS, PREFILL_COLUMNS = 16_384, 512
+
+
+class Decoder(Protocol):
+    """What the engine asks of a model: `Transformer` has it, and whatever wraps one for RL."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+    def hidden(self, ids_BT: Tensor, at: Places, cache: Cache | None = None, role: Role = None) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+@dataclass(frozen=True)
+class Token:
+    """One drawn id of one prompt. `finish_reason` is set on the last."""
+
+    row: int
+    id: int
+    logprob: float
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`ids` include the stop token that ended them; `logprobs` are those of the distribution each id was drawn from
+    (temperature and the rest applied). `finish_reason` is `length` where max_new_tokens or the context ended it."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+@dataclass
+class _Row:
+    """One prompt on its way."""
+
+    index: int  # which prompt
+    key: int  # of its noise
+    length: int  # tokens so far, the prompt's included: the position of the next one
+    limit: int  # where it ends
+    minimum: int  # no stop token before this length
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    seeds: Sequence[int],
+    role: Role = None,
+    on_token: Callable[[int, int], bool] | None = None,
+) -> list[Completion]:
+    """One completion a prompt, in their order. `seeds` has one seed a prompt; `sampling.seed` is not read here, nor is
+    `sampling.stop`: texts are the caller's, who may end a row by answering true from `on_token(row, id)`.
+
+    The model runs without dropout and without gradients. An empty prompt, or one that leaves no room in the context
+    for an answer, is an `InputError`.
+    """
+    ids: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    reasons: list[FinishReason] = ["length" for _ in prompts]
+    for token in _decode(model, prompts, sampling, stop_ids, seeds, role, on_token, None):
+        ids[token.row].append(token.id)
+        logprobs[token.row].append(token.logprob)
+        reasons[token.row] = token.finish_reason or "length"
+    return [Completion(*parts) for parts in zip(ids, logprobs, reasons, strict=True)]
+
+
+def stream(
+    model: Decoder,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    seed: int,
+    role: Role = None,
+    memory: PromptCache | None = None,
+) -> Generator[Token]:
+    """The tokens of one completion as they come, the stop token included. Who has enough stops asking.
+
+    With a `memory`, the beginning that the prompt shares with what the memory holds is not computed again.
+    """
+    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory)
+
+
+@torch.inference_mode()
+def _decode(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    seeds: Sequence[int],
+    role: Role,
+    on_token: Callable[[int, int], bool] | None,
+    memory: PromptCache | None,
+) -> Generator[Token]:
+    if not prompts:
+        return
+    rows = _rows(prompts, sampling, seeds, role, model.architecture.context)
+    device = next(model.parameters()).device
+    stops = frozenset(stop_ids)
+    if memory is None:
+        memory = PromptCache(max(len(p) for p in prompts) + max(row.limit - row.length for row in rows))
+    cache = memory.dense
+    with _without_dropout(model):
+        logits_BV = _prefill(model, prompts, memory, device, role)
+        seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
+        while True:
+            processed_BV = process(logits_BV, sampling, seen_BV, _too_early(rows, stops, logits_BV))
+            drawn = choose(processed_BV, sampling.greedy, [row.key for row in rows], [row.length for row in rows])
+            ids, logprobs = drawn.ids_B.tolist(), drawn.logprobs_B.tolist()
+            going = []
+            for slot, (row, token, logprob) in enumerate(zip(rows, ids, logprobs, strict=True)):
+                if math.isnan(logprob):
+                    raise LlmlabError("the model's output is not a number: its weights or its activations overflowed")
+                row.length += 1
+                stopped = token in stops or (on_token is not None and on_token(row.index, token))
+                reason: FinishReason | None = "stop" if stopped else "length" if row.length >= row.limit else None
+                if reason is None:
+                    going.append(slot)
+                yield Token(row.index, token, logprob, reason)
+            if not going:
+                return
+            ids_B = drawn.ids_B
+            if seen_BV is not None:
+                seen_BV.scatter_(1, ids_B[:, None], True)
+            if len(going) < len(rows):
+                slots = _closed_up(going, len(rows))
+                cache.keep_rows(slots)
+                rows, ids_B = [rows[slot] for slot in slots], ids_B[slots]
+                seen_BV = None if seen_BV is None else seen_BV[slots]
+            position_B1 = torch.tensor([[row.length - 1] for row in rows], device=device)
+            at = Places(position_B1, position_B1, torch.zeros_like(position_B1))
+            hidden_B1D = model.hidden(ids_B[:, None], at, cache, _role_of(rows, role))
+            if len(prompts) == 1:
+                memory.ids.append(ids[0])
+            logits_BV = model.logits(hidden_B1D[:, -1])
+
+
+def _rows(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], role: Role, context: int
+) -> list[_Row]:
+    """The rows at their start, after a look at what was given."""
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    if isinstance(role, tuple) and len(role) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(role)} roles")
+    rows = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        place = "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
+        size = len(prompt)
+        if not size:
+            raise InputError(place, "is empty", "give at least one token to go on from")
+        if size >= context:
+            problem = f"has {size} tokens, which leaves no room for an answer in the context of {context}"
+            raise InputError(place, problem, f"shorten it to {context - 1} tokens or fewer")
+        limit = min(size + sampling.max_new_tokens, context)
+        rows.append(_Row(index, key_of(seed), size, limit, size + sampling.min_new_tokens))
+    return rows
+
+
+def _prefill(
+    model: Decoder, prompts: Sequence[Sequence[int]], memory: PromptCache, device: torch.device, role: Role
+) -> Tensor:
+    """Run the prompts; the logits [B, V] of each one's last token, which is in the last column."""
+    sizes = [len(prompt) for prompt in prompts]
+    width = max(sizes)
+    done = memory.reuse(prompts[0])  # an empty memory holds nothing; one that does is of a single row
+    ids_BT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    at = Places.of_lengths(sizes, width, "left", device)
+    columns = max(1, min(PREFILL_COLUMNS, PREFILL_TOKENS // len(prompts)))
+    for start in range(done, width, columns):
+        piece = slice(start, start + columns)
+        hidden_BTD = model.hidden(ids_BT[:, piece], at[:, piece], memory.dense, role)
+    if len(prompts) == 1:
+        memory.ids.extend(prompts[0][done:])
+    return model.logits(hidden_BTD[:, -1])
+
+
+def _seen(prompts: Sequence[Sequence[int]], logits_BV: Tensor) -> Tensor:
+    """bool [B, V]: which ids stand in each prompt."""
+    seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen_BV[row, list(prompt)] = True
+    return seen_BV
+
+
+def _too_early(rows: Sequence[_Row], stops: frozenset[int], logits_BV: Tensor) -> Tensor | None:
+    """bool [B, V]: the stop tokens of rows that are shorter than their minimum; None where there is no such row."""
+    early = [slot for slot, row in enumerate(rows) if row.length < row.minimum]
+    if not early or not stops:
+        return None
+    banned_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    banned_BV[torch.tensor(early)[:, None], torch.tensor(sorted(stops))] = True
+    return banned_BV
+
+
+def _closed_up(going: Sequence[int], rows: int) -> list[int]:
+    """The slots that go on, in an order that moves few: the last ones fill the holes of those that are finished."""
+    alive = set(going)
+    tail = [slot for slot in reversed(going) if slot >= len(going)]
+    return [slot if slot in alive else tail.pop(0) for slot in range(len(going))]
+
+
+def _role_of(rows: Sequence[_Row], role: Role) -> Role:
+    """The roles of the rows that are left."""
+    return tuple(role[row.index] for row in rows) if isinstance(role, tuple) else role
+
+
+@contextlib.contextmanager
+def _without_dropout(model: Decoder) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets back the mode it had."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

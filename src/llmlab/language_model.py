@@ -1,0 +1,269 @@
+"""A language model to use: text in, text out.
+
+>>> lm = load("smollm2")
+>>> lm.generate("The capital of France is", max_new_tokens=8, temperature=0)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab import runtime
+from llmlab.adapters.opening import open_policy
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.native import CONFIG
+from llmlab.errors import InputError, unknown
+from llmlab.inference.cache import PromptCache
+from llmlab.inference.engine import FinishReason, stream
+from llmlab.inference.sampling import Sampling
+from llmlab.inference.text import TextStream
+from llmlab.model.quantized import Int4Linear, use_kernels
+from llmlab.model.transformer import Transformer
+from llmlab.recipe import parse
+from llmlab.tokenization.chat import Message, Renderer
+from llmlab.tokenization.tokenizer import Tokenizer
+
+WEIGHTS = ("fp32", "bf16", "int8", "int4", "auto")
+
+# Special tokens by which published models end a text. A file names one of them as eos, and models write the others too.
+ENDS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "</s>",
+)
+
+
+def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
+    """The model of a pulled name, a run, stage or model folder, or a .gguf file, on the CPU.
+
+    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise, and multiply by packed kernels
+    where this CPU has them; `auto` takes bf16 where the CPU multiplies in it, else fp32. Everything but fp32 is for
+    speed and moves the figures a little. A folder of quantised weights stays what it is: fp32 computes with exactly
+    the stored weights, `auto` and its own kind by the kernels.
+    Errors: InputError for a name that is not known, files that are not sound, or other `weights`.
+    """
+    kind = weights or "fp32"
+    if kind not in WEIGHTS:  # before a long read
+        raise unknown("weights", kind, WEIGHTS)
+    quantized = _open_quantized(Path(name_or_path).expanduser(), kind)
+    if quantized is not None:
+        return LanguageModel(quantized)
+    bundle = open_policy(name_or_path)
+    return LanguageModel(replace(bundle, model=_converted(bundle.model, kind)))
+
+
+def _converted(model: Transformer, kind: str) -> Transformer:
+    if kind == "auto":
+        kind = "fp32" if runtime.autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
+    if kind == "bf16":
+        return model.to(torch.bfloat16)
+    if kind in ("int8", "int4"):
+        from llmlab.compression.quantize import Int4, Int8, quantize_model
+
+        model = quantize_model(model, Int8() if kind == "int8" else Int4())
+        use_kernels(model)
+    return model
+
+
+def _open_quantized(folder: Path, kind: str) -> Bundle | None:
+    """The model of a folder of quantised weights, None for any other."""
+    if not (folder / CONFIG).is_file():
+        return None
+    from llmlab.compression.quantize import is_quantized, load_quantized
+
+    if not is_quantized(folder):
+        return None
+    bundle = load_quantized(folder)
+    stored = "int4" if any(isinstance(module, Int4Linear) for module in bundle.model.modules()) else "int8"
+    if kind not in ("fp32", "auto", stored):
+        raise InputError(
+            "weights", f"{folder} holds {stored} weights, {kind} cannot be made of them", "open the original"
+        )
+    if kind != "fp32":
+        use_kernels(bundle.model)
+    return bundle
+
+
+class LanguageModel:
+    """A model with its tokenizer. Settings of `Sampling` may be given by name to whatever generates."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.model = bundle.model.eval()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """InputError where the model's files had none."""
+        if self.bundle.tokenizer is None:
+            raise InputError(self.bundle.origin, "came without a tokenizer", "logits(ids) works without one")
+        return self.bundle.tokenizer
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """InputError where there is no chat template."""
+        return Renderer(self.tokenizer)
+
+    @property
+    def context(self) -> int:
+        """The longest text in tokens."""
+        return self.bundle.architecture.context
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens after which nothing more is meant: eos, what the chat template waits for, other models' ends."""
+        tokenizer = self.tokenizer
+        ids = {tokenizer.eos_id, *map(tokenizer.token_id, ENDS)} & tokenizer.special_ids
+        chat = self.renderer.stop_ids if tokenizer.chat_template is not None else frozenset[int]()
+        return chat.union(id for id in ids if id is not None)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """int64 [B, T] -> float32 [B, T, V], each row one causal text from its first position."""
+        if ids.ndim != 2 or ids.dtype != torch.int64 or not ids.numel():
+            raise InputError(
+                "ids", f"are {ids.dtype} of shape {list(ids.shape)}", "int64 [rows, tokens], at least one token"
+            )
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.model.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InputError("ids", f"{wrong} is outside the vocabulary of {self.model.vocab_size}")
+        with torch.no_grad():
+            out: Tensor = self.model(ids).float()
+        return out
+
+    # ------------------------------------------------------------ text
+
+    def generate(self, text: str, **settings: Any) -> str:
+        """How `text` goes on: the continuation only. Settings are the fields of `Sampling`."""
+        return self.reply(self.prompt(text), _sampling(settings)).read()
+
+    def chat(self, messages: Sequence[Message], **settings: Any) -> str:
+        """The assistant's answer to messages `{"role": ..., "content": ...}`, by the model's chat template."""
+        return self.reply(self.prompt(messages), _sampling(settings)).read()
+
+    def stream(self, prompt: str | Sequence[Message], **settings: Any) -> Reply:
+        """Pieces of what `generate` (for a text) or `chat` (for messages) answers, as they come."""
+        return self.reply(self.prompt(prompt), _sampling(settings))
+
+    def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """The ids the model starts from. Raw text begins with bos if and only if the tokenizer's file says that this
+        model wants it (`Tokenizer.prompt`); messages are rendered by the chat template."""
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt)
+        return self.renderer.render(prompt, reply=True).ids
+
+    def reply(self, ids: Sequence[int], sampling: Sampling, memory: PromptCache | None = None) -> Reply:
+        """The answer to a prompt of ids; `memory` holds what was computed for an earlier one of the same model."""
+        return Reply(self, ids, sampling, memory)
+
+    def report(
+        self,
+        text: str,
+        sampling: Sampling,
+        chat: bool = False,
+        system: str | None = None,
+        on_text: Callable[[str], object] | None = None,
+    ) -> dict[str, Any]:
+        """Generate, and say how it went: text, tokens, tokens_per_second (of decoding only: the first token belongs to
+        the prompt), prefill_tokens_per_second, finish_reason. `chat`: `text` is a user's message, after `system`."""
+        if system is not None and not chat:
+            raise InputError("system", "a system prompt means something in a chat only", "add --chat")
+        if chat and not text.strip():
+            raise InputError("prompt", "is empty")
+        reply = self.reply(self.prompt(conversation(text, system) if chat else text), sampling)
+        for piece in reply:
+            if on_text is not None:
+                on_text(piece)
+        return {
+            "text": reply.text,
+            "tokens": len(reply.ids),
+            "tokens_per_second": _rate(len(reply.ids) - 1, reply.decode_seconds),
+            "prefill_tokens": len(reply.prompt),
+            "prefill_tokens_per_second": _rate(len(reply.prompt), reply.prefill_seconds),
+            "finish_reason": reply.finish_reason,
+        }
+
+
+class Reply(Iterator[str]):
+    """Iterate for the pieces of an answer. What is known so far: `text`, `ids` (the stop token included),
+    `finish_reason` (None until the end), and seconds that are for reports only."""
+
+    def __init__(
+        self, lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, memory: PromptCache | None = None
+    ) -> None:
+        self.prompt = list(prompt)
+        self.text = ""
+        self.ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+        self._pieces = self._run(lm, sampling, memory)
+
+    def __next__(self) -> str:
+        piece: str = next(self._pieces)
+        self.text += piece
+        return piece
+
+    def read(self) -> str:
+        """The whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def close(self) -> None:
+        """Stop here."""
+        self._pieces.close()
+
+    def _run(self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None) -> Generator[str]:
+        tokenizer = lm.tokenizer
+        text = TextStream(
+            tokenizer, sampling.stop, start=tokenizer.special_ids.issuperset(self.prompt) and _prefixes(tokenizer)
+        )
+        began = time.perf_counter()
+        tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
+        for token in tokens:
+            if not self.ids:
+                self.prefill_seconds, began = time.perf_counter() - began, time.perf_counter()
+            else:
+                self.decode_seconds = time.perf_counter() - began
+            self.ids.append(token.id)
+            self.finish_reason = token.finish_reason
+            if piece := text.push(token.id):
+                yield piece
+            if text.stopped:
+                self.finish_reason = "stop"
+                tokens.close()
+                return
+        if piece := text.finish():
+            yield piece
+
+
+def conversation(text: str, system: str | None = None) -> list[Message]:
+    """One user's message, after the system prompt if there is one."""
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    return parse(Sampling, settings, "sampling")
+
+
+def _prefixes(tokenizer: Tokenizer) -> bool:
+    """Whether this tokenizer spells text at a start with a space that is not there."""
+    return tokenizer.encode("a") != tokenizer.encode("a", "text")
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 2) if seconds > 0 else 0.0

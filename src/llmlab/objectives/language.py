@@ -1,0 +1,86 @@
+"""Next-token prediction: the cross entropy of pretraining and of SFT, and token log-probabilities for the rest.
+
+Logits exist only at positions where something is learnt: hidden states are selected first, so a chat whose answer is
+a tenth of its tokens costs a tenth of the head. Log-softmax runs in float32 whatever autocast does.
+
+Shapes: B rows, T tokens, N learnt positions of the batch, D width, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.data.batch import IGNORE, Batch
+from llmlab.objectives.objective import Objective, Terms
+
+
+class Selected(NamedTuple):
+    """The learnt positions of a batch: their logits, their targets, and where in the flattened [B * T] they stand."""
+
+    logits_NV: Tensor
+    targets_N: Tensor
+    where_N: Tensor
+
+
+def logits_where_learnt(model: Any, batch: Batch, role: Any = None) -> Selected:
+    """Float32 logits at the positions whose target is not `IGNORE`, and nowhere else. On the model's device."""
+    batch = batch.to(next(model.parameters()).device)
+    hidden_BTD = model.hidden(batch.ids_BT, batch.at, role=role)
+    flat_BTxD, targets_BTx = hidden_BTD.flatten(0, 1), batch.targets_BT.flatten()
+    where_N = (targets_BTx != IGNORE).nonzero().squeeze(1)
+    if len(where_N) < len(targets_BTx):
+        flat_BTxD, targets_BTx = flat_BTxD.index_select(0, where_N), targets_BTx.index_select(0, where_N)
+    return Selected(model.logits(flat_BTxD).float(), targets_BTx, where_N)
+
+
+class NextToken(Objective[Batch]):
+    """Cross entropy in nats a token over targets that are not -100 (term `cross_entropy`), accuracy as a figure.
+
+    `z_loss` > 0 adds the term `z`: the squared log of the softmax's denominator, which keeps logits from drifting
+    (PaLM, Chowdhery et al. 2022, section 5); it is a mean over the same tokens.
+    """
+
+    def __init__(self, z_loss: float = 0.0) -> None:
+        self.weights = {"cross_entropy": 1.0} | ({"z": z_loss} if z_loss else {})
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return dict.fromkeys(self.weights, float(batch.learnt))
+
+    def amounts(self, batch: Batch) -> dict[str, float]:
+        return text_amounts(batch)
+
+    def __call__(self, model: Any, batch: Batch) -> Terms:
+        logits_NV, targets_N, _ = logits_where_learnt(model, batch)
+        sums = {"cross_entropy": F.cross_entropy(logits_NV, targets_N, reduction="sum")}
+        if "z" in self.weights:
+            sums["z"] = torch.logsumexp(logits_NV, -1).square().sum()
+        hits = (logits_NV.detach().argmax(-1) == targets_N).sum()
+        return Terms(sums, {"accuracy": (hits, float(len(targets_N)))})
+
+
+def text_amounts(batch: Batch) -> dict[str, float]:
+    """Tokens that are not padding, and those of them that are learnt (traps 46, 47)."""
+    return {"tokens": float(batch.tokens), "learnt_tokens": float(batch.learnt)}
+
+
+def token_logprobs(model: Any, batch: Batch, role: Any = None, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each target, [B, T] float32; 0 where nothing is learnt.
+
+    `temperature` must be the sampler's where these are compared with the sampler's own (trap 26).
+    """
+    logits_NV, targets_N, where_N = logits_where_learnt(model, batch, role)
+    return scatter(token_logprob(logits_NV, targets_N, temperature), where_N, batch.targets_BT.shape)
+
+
+def token_logprob(logits_NV: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of `targets_N` under softmax(logits / temperature), [N] float32."""
+    logits_NV = logits_NV.float() if temperature == 1.0 else logits_NV.float() / temperature
+    return -F.cross_entropy(logits_NV, targets_N, reduction="none")
+
+
+def scatter(values_N: Tensor, where_N: Tensor, shape: torch.Size) -> Tensor:
+    """Put values of the learnt positions back into [B, T]; 0 elsewhere. Each place is written once, so exactly."""
+    empty = values_N.new_zeros(shape.numel())
+    return empty.index_copy(0, where_N, values_N).view(shape)

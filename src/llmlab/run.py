@@ -1,0 +1,220 @@
+"""`Run`: the one recipe of a model's life. `stages`: that life in order. `run`: live it.
+
+text -> tokenizer -> pretrain -> sft -> reward -> dpo, ppo -> quantize -> evaluate -> report
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from llmlab.adapters.opening import open_policy
+from llmlab.alignment.ppo import PPO, ppo
+from llmlab.alignment.preference import DPO, dpo
+from llmlab.alignment.reward import Reward, reward
+from llmlab.alignment.sft import SFT, sft
+from llmlab.compression.quantize import Quantize, quantize
+from llmlab.data.shards import TokenShards
+from llmlab.data.text import Text, input_files, prepare_text
+from llmlab.data.tokens import tokenize
+from llmlab.errors import InputError, Stopped, unknown
+from llmlab.evaluation.harness import Evaluate, evaluate
+from llmlab.evaluation.report import write_report
+from llmlab.model.transformer import Architecture
+from llmlab.recipe import Section, override, parse, read_yaml
+from llmlab.runtime import atomic_text, autocast_dtype, device, interruptible, lock, make_deterministic
+from llmlab.stages import Figures, Session, Stage, run_stages
+from llmlab.tokenization.tokenizer import Tokenizer
+from llmlab.tokenization.train import TokenizerRecipe
+from llmlab.training.pretrain import Pretrain, pretrain
+
+
+class Run(Section):
+    """A model's whole life. A stage set to null is left out; `base` starts from existing weights instead of text."""
+
+    name: str = Field("run", min_length=1, pattern=r"^[\w.-]+$", description="names the folder below runs/")
+    seed: int = Field(0, ge=0, description="of everything random; equal seeds give equal bytes")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: cuda, mps, cpu. Only cpu is tested"
+    )
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products in training; auto: bf16 where the hardware has it. Weights stay fp32"
+    )
+    base: str | None = Field(None, description="weights to start from: a pulled name, hf:owner/name, a folder, a .gguf")
+    text: Text | None = Field(None, description="the documents to pretrain on")
+    tokenizer: TokenizerRecipe | None = Field(None, description="trained on those documents")
+    model: Architecture | None = Field(None, description="the architecture, from named parts")
+    pretrain: Pretrain | None = Field(None, description="next-token training on the documents")
+    sft: SFT | None = Field(None, description="supervised fine-tuning on conversations")
+    reward: Reward | None = Field(None, description="a reward model from preference pairs")
+    dpo: DPO | None = Field(None, description="direct preference optimisation")
+    ppo: PPO | None = Field(None, description="reinforcement learning against the reward model")
+    quantize: Quantize | None = Field(None, description="int8 and int4 weights of the last policy")
+    evaluate: Evaluate | None = Field(None, description="every policy on the same tasks")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Run":
+        scratch = {name: getattr(self, name) for name in ("text", "tokenizer", "model", "pretrain")}
+        if self.base is not None:
+            extra = [name for name in ("tokenizer", "model", "pretrain") if scratch[name] is not None]
+            if extra:
+                raise ValueError(f"base and {extra[0]} exclude each other: weights come with their architecture")
+        elif missing := [name for name, section in scratch.items() if section is None]:
+            raise ValueError(
+                f"{missing[0]} is missing: a life starts from text, tokenizer, model and pretrain, or from base"
+            )
+        if self.ppo is not None and self.reward is None:
+            raise ValueError("ppo needs the reward section: it is what the policy is trained against")
+        return self
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def presets() -> list[str]:
+    return sorted(file.name.removesuffix(".yaml") for file in _shipped().iterdir() if file.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """A preset as it is written, comments included."""
+    if name not in presets():
+        raise unknown("recipe", name, presets())
+    return (_shipped() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _shipped() -> Any:
+    return resources.files("llmlab") / "presets"
+
+
+def read_recipe(source: str, assignments: Sequence[str] = ()) -> Run:
+    """A preset's name or a YAML file, with `path=value` overrides."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        values = read_yaml(path)
+        values.setdefault("name", path.stem)
+    else:
+        values = yaml.safe_load(preset_text(source))
+    return parse(Run, override(Run, values, assignments))
+
+
+# ---------------------------------------------------------------- the life in order
+
+POLICIES = ("pretrain", "sft", "dpo", "ppo")  # stages that leave a model one can talk to
+
+
+def stages(recipe: Run, root: Path) -> list[Stage]:
+    """The stages that this recipe has, each with what it reads and where its inputs lie."""
+    return list(_stages(recipe, root))
+
+
+def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
+    here = [name for name in POLICIES if getattr(recipe, name) is not None]
+
+    def before(stage: str) -> tuple[str, ...]:
+        """The policy that a stage starts from: dpo and ppo both start from sft."""
+        earlier = [name for name in here if name in POLICIES[:2] and name != stage]
+        return tuple(earlier[-1:])
+
+    def policy(names: Sequence[str]) -> Any:
+        return open_policy(str(root / names[-1]) if names else str(recipe.base))
+
+    def held_out() -> TokenShards | None:
+        folder = root / "tokenizer" / "held_out"
+        return TokenShards(folder) if folder.is_dir() else None
+
+    def stage(
+        name: str,
+        parents: tuple[str, ...],
+        work: Callable[[Path, Session], Figures],
+        *others: str,
+        files: Sequence[Path] = (),
+    ) -> Stage:
+        sections = {other: getattr(recipe, other) for other in (name, *others)}
+        key = {other: section.model_dump(mode="json") if section else None for other, section in sections.items()}
+        return Stage(name, key | {"base": recipe.base}, parents, files, work)
+
+    if (text := recipe.text) is not None:
+        yield stage("text", (), lambda out, session: prepare_text(text, out, session), files=input_files(text))
+    if (tokens := recipe.tokenizer) is not None:
+        yield stage("tokenizer", ("text",), lambda out, session: tokenize(tokens, root / "text", out, session))
+    if (first := recipe.pretrain) is not None and (model := recipe.model) is not None:
+
+        def from_text(out: Path, session: Session) -> Figures:
+            folder = root / "tokenizer"
+            train, held = TokenShards(folder / "train"), TokenShards(folder / "held_out")
+            return pretrain(first, model, Tokenizer.load(folder), train, held, out, session)
+
+        yield stage("pretrain", ("tokenizer",), from_text, "model")
+    if (tuning := recipe.sft) is not None:
+        start = before("sft")
+        yield stage("sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=tuning.files())
+    tuned = before("")
+    if (judge := recipe.reward) is not None:
+        yield stage(
+            "reward", tuned, lambda out, session: reward(judge, policy(tuned), out, session), files=judge.files()
+        )
+    if (direct := recipe.dpo) is not None:
+        yield stage("dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=direct.files())
+    if (rl := recipe.ppo) is not None:
+
+        def against_reward(out: Path, session: Session) -> Figures:
+            return ppo(rl, policy(tuned), root / "reward", out, session)
+
+        yield stage("ppo", (*tuned, "reward"), against_reward, files=rl.files())
+    last = tuple(here[-1:])
+    if (smaller := recipe.quantize) is not None:
+        yield stage("quantize", last, lambda out, session: quantize(smaller, policy(last), held_out(), out, session))
+    if (measure := recipe.evaluate) is not None:
+
+        def all_policies(out: Path, session: Session) -> Figures:
+            paths = {name: str(root / name) for name in here}
+            if recipe.base is not None:
+                paths = {"base": recipe.base, **paths}
+            return evaluate(
+                measure, {name: open_policy(path) for name, path in paths.items()}, held_out(), out, session
+            )
+
+        yield stage("evaluate", tuple(here), all_policies)
+
+
+# ---------------------------------------------------------------- living it
+
+
+def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Live the recipe in the folder `out`: `{out, stages, report}`.
+
+    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on.
+    """
+    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(str(out), "exists already", "--resume goes on with it; --out names another folder")
+    make_deterministic()
+    where = device(recipe.device)
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    with ExitStack() as stack:
+        stack.enter_context(lock(out))
+        stop = stack.enter_context(interruptible())
+        session = Session(recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet)
+        atomic_text(
+            out / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+        try:
+            answers = run_stages(stages(recipe, out), out, session, say)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped at once; finished stages and checkpoints are kept. {_go_on(out)}") from None
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}. {_go_on(out)}") from None
+        report = write_report(out)
+    return {"out": str(out), "stages": answers, "report": str(report)}
+
+
+def _go_on(out: Path) -> str:
+    return f"Go on with: llmlab run {out / 'recipe.yaml'} --out {out} --resume"

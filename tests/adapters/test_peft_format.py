@@ -1,0 +1,175 @@
+"""Adapter folders against peft itself, both ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora, merge
+from llmlab.adapters.peft_format import CONFIG, WEIGHTS, load_head, load_peft, read_config, save_adapter
+from llmlab.checkpoints.native import read_safetensors, write_safetensors
+from llmlab.errors import InputError
+from llmlab.families.mapping import family_of
+from llmlab.model.heads import ScalarHead
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.recipe import parse
+from llmlab.runtime import generator
+
+VOCABULARY = 40
+# peft and transformers warn about each other.
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+GPT2: dict[str, Any] = {
+    "position": "learned",
+    "norm": "layernorm",
+    "attention": {"kind": "mha", "heads": 4, "bias": True},
+    "feedforward": {"kind": "gelu_tanh", "bias": True},
+}
+
+
+def build(**parts: Any) -> Transformer:
+    small: dict[str, Any] = {"layers": 2, "dim": 32, "context": 32, "initial_std": 0.2}
+    return parse(Architecture, small | parts).build(VOCABULARY, 0).eval()
+
+
+def with_adapter(model: Transformer, name: str = "a", **settings: Any) -> Transformer:
+    add_lora(model, name, LoRA(rank=3, alpha=5.0, **settings), seed=0)
+    with torch.no_grad():
+        for key, parameter in adapter_parameters(model, name).items():
+            parameter.normal_(0, 0.1, generator=generator(1, name, key))
+    return model
+
+
+def in_transformers(model: Transformer) -> Any:
+    """The same base in transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    family = family_of(model.architecture)
+    theirs = LlamaForCausalLM(LlamaConfig(**family.write_config(model.architecture, VOCABULARY)))
+    state = family.to_hf(model.architecture, model.state_dict())
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    return theirs.eval()
+
+
+def ids() -> Tensor:
+    return torch.randint(VOCABULARY, (2, 9), generator=generator(0, "ids"))
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_interleaved"])
+@pytest.mark.parametrize("targets", ["all", ("query", "down"), ("blocks.0.attention.key", "up")])
+def test_peft_opens_ours_with_equal_logits(tmp_path: Path, position: str, targets: Any) -> None:
+    from peft import PeftModel
+
+    theirs = in_transformers(build(position=position))
+    model = with_adapter(build(position=position), targets=targets)
+    save_adapter(tmp_path / "adapter", model, "a", base="base")
+    plain = theirs(ids()).logits.detach()
+    with torch.no_grad():
+        ours = model(ids(), role="a")
+        opened = PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()(ids()).logits
+    assert not torch.allclose(plain, opened, atol=1e-2)
+    assert torch.allclose(ours, opened, atol=1e-4)
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_interleaved"])
+def test_ours_opens_pefts_with_equal_logits(tmp_path: Path, position: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = build(position=position)
+    modules = ["q_proj", "v_proj", "gate_proj"]
+    config = LoraConfig(r=4, lora_alpha=9, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    theirs = get_peft_model(in_transformers(model), config).eval()
+    theirs.save_pretrained(str(tmp_path))
+    edited = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(edited | {"base_model_name_or_path": "somewhere"}))
+    load_peft(tmp_path, model, "a")
+    with torch.no_grad():
+        expected = theirs(ids()).logits
+        assert torch.allclose(model(ids(), role="a"), expected, atol=1e-4)
+        merge(model, "a")
+        assert torch.allclose(model(ids()), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("parts", [{}, {"position": "rope_interleaved"}, GPT2, {"position": "alibi"}])
+def test_round_trip_is_exact(tmp_path: Path, parts: dict[str, Any]) -> None:
+    model = with_adapter(build(**parts), dropout=0.25)
+    head = ScalarHead(32)
+    torch.nn.init.normal_(head.weight)
+    save_adapter(tmp_path / "a", model, "a", base=tmp_path / "base" / "model", head=head)
+    config = read_config(tmp_path / "a")
+    assert config.base == "../base/model"
+    assert config.section == LoRA(rank=3, alpha=5.0, dropout=0.25)
+    assert config.layout == ("llmlab" if parts in (GPT2, {"position": "alibi"}) else "peft")
+    fresh = build(**parts)
+    load_peft(tmp_path / "a", fresh, "b")
+    theirs, mine = adapter_parameters(model, "a"), adapter_parameters(fresh, "b")
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[key], mine[key]) for key in theirs)
+    other = ScalarHead(32)
+    load_head(tmp_path / "a", other)
+    assert torch.equal(other.weight, head.weight)
+
+
+def test_peft_refuses_llmlabs_own_layout(tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    save_adapter(tmp_path / "a", with_adapter(build(**GPT2)), "a", base="base")
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        PeftConfig.from_pretrained(str(tmp_path / "a"))
+
+
+def test_the_fused_family_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gpt2.*c_attn.*merge the adapter first"):
+        save_adapter(tmp_path / "a", with_adapter(build(**GPT2)), "a", base="base", layout="peft")
+    assert not (tmp_path / "a").exists()
+
+
+def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        save_adapter(tmp_path / folder, with_adapter(build()), "a", base="base")
+    for file in (CONFIG, WEIGHTS):
+        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"use_dora": True}, "use_dora True is not read"),
+        ({"use_rslora": True}, "use_rslora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"r": 0}, "rank"),
+        ({"base_model_name_or_path": None}, "names no base"),
+    ],
+)
+def test_configs_that_mean_something_else_are_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    save_adapter(tmp_path / "a", with_adapter(build()), "a", base="base")
+    file = tmp_path / "a" / CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=problem):
+        load_peft(tmp_path / "a", build(), "a")
+
+
+def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a", with_adapter(build()), "a", base="base")
+    with pytest.raises(InputError, match=r"layers\.1\..*is not the adapter of a linear"):
+        load_peft(tmp_path / "a", build(layers=1), "a")
+    with pytest.raises(InputError, match="the model needs"):
+        load_peft(tmp_path / "a", build(dim=64), "a")
+    tensors = read_safetensors(tmp_path / "a" / WEIGHTS)
+    del tensors[next(key for key in tensors if "lora_B" in key)]
+    write_safetensors(tmp_path / "a" / WEIGHTS, tensors)
+    with pytest.raises(InputError, match="is missing"):
+        load_peft(tmp_path / "a", build(), "a")
+    (tmp_path / "a" / WEIGHTS).write_bytes(b"\x08")
+    with pytest.raises(InputError, match="damaged"):
+        load_peft(tmp_path / "a", build(), "a")

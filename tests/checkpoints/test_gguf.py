@@ -1,0 +1,242 @@
+"""Models in GGUF files: small ones written as llama.cpp's converter writes them, and the real SmolLM2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf as package
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmlab.checkpoints import gguf
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.hf import save_hf
+from llmlab.errors import InputError
+from llmlab.families import llama
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+
+IDS = torch.arange(2 * 24).view(2, 24) * 37 % 261
+NAMES = package.get_tensor_name_map(package.MODEL_ARCH.LLAMA, 2)
+
+
+def converted(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Query and key rows as llama.cpp's converter turns them: each head's two halves interleaved."""
+    return (
+        weights.reshape(heads, 2, len(weights) // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    )
+
+
+def write(
+    path: Path, bundle: Bundle, fields: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None
+) -> None:
+    """A GGUF of a llama by the gguf package's writer and its own table of names. `fields` and `tensors` go in besides,
+    or, where they are None, out."""
+    a, tokenizer = bundle.architecture, bundle.tokenizer
+    writer = package.GGUFWriter(path, "llama")
+    values = {
+        "llama.vocab_size": bundle.model.vocab_size,
+        "llama.block_count": a.layers,
+        "llama.context_length": a.context,
+        "llama.embedding_length": a.dim,
+        "llama.feed_forward_length": a.feedforward.hidden_width(a.dim),
+        "llama.attention.head_count": a.attention.heads,
+        "llama.attention.head_count_kv": a.attention.key_heads,
+        "llama.attention.key_length": a.attention.width(a.dim),
+        "llama.attention.value_length": a.attention.width(a.dim),
+        "llama.rope.freq_base": a.position.base,
+        "llama.rope.dimension_count": a.attention.width(a.dim),
+        "llama.attention.layer_norm_rms_epsilon": a.norm.eps,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [tokenizer.token(id) for id in range(tokenizer.vocab_size)],
+        "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (tokenizer.vocab_size - 3)],
+        "tokenizer.ggml.merges": ["t h", "th e"],
+        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
+        "tokenizer.chat_template": tokenizer.chat_template,
+    } | (fields or {})
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in values.items():
+        if value is not None:
+            add[type(value)](key, value)
+    state = llama.to_hf(a, bundle.model.state_dict())
+    weights: dict[str, Any] = {}
+    for name, tensor in state.items():
+        stem, _, part = name.rpartition(".")
+        heads = {"q_proj": a.attention.heads, "k_proj": a.attention.key_heads}.get(stem.rpartition(".")[2])
+        array = tensor.detach().numpy()
+        weights[f"{NAMES.get_name(stem)}.{part}"] = converted(array, heads) if heads else array
+    for name, array in (weights | (tensors or {})).items():
+        if array is not None:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama-tied", "llama-free", "llama-mha-tied", "llama-wide-free", "llama-bias-tied"])
+def test_a_converted_llama_reads_back_bit_for_bit(tmp_path: Path, make: Callable[..., Bundle], kind: str) -> None:
+    bundle = make(kind)
+    write(tmp_path / "m.gguf", bundle)
+    again = gguf.read(tmp_path / "m.gguf")
+    before, after = bundle.model.state_dict(), again.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in again.model.parameters())
+    assert (again.model(IDS) - bundle.model(IDS)).abs().max() < 1e-5  # the base and eps went through a 32-bit float
+    text = "the <|im_end|> thermal 文字 🙂"
+    assert again.tokenizer.encode(text) == bundle.tokenizer.encode(text)
+    assert again.tokenizer.chat_template == bundle.tokenizer.chat_template
+    assert (again.tokenizer.bos_id, again.tokenizer.eos_id) == (0, 0)
+
+
+@torch.no_grad()
+def test_transformers_reads_the_same_file_to_the_same_logits(tmp_path: Path, make: Callable[..., Bundle]) -> None:
+    write(tmp_path / "m.gguf", make("llama-free"))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    bundle = gguf.read(tmp_path / "m.gguf")
+    assert (bundle.model(IDS) - reference(IDS).logits).abs().max() < 1e-4
+
+
+def test_sentencepiece_tokenizer_and_no_tokenizer(tmp_path: Path, make: Callable[..., Bundle]) -> None:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"]
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-1.0, -2.0],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, 1, 1],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    write(tmp_path / "m.gguf", make(), fields)
+    tokenizer = gguf.read(tmp_path / "m.gguf").tokenizer
+    assert tokenizer.encode("aé") == [259, 260, 3 + 0xC3, 3 + 0xA9]
+    assert tokenizer.prompt("a") == [1, 259, 260]
+    write(
+        tmp_path / "n.gguf",
+        make(),
+        fields | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": False},
+    )
+    assert gguf.read(tmp_path / "n.gguf").tokenizer.prompt("a") == [260]
+    write(tmp_path / "o.gguf", make(), {"tokenizer.ggml.model": None})
+    assert gguf.read(tmp_path / "o.gguf").tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors", "says"),
+    [
+        ({"general.architecture": "mamba"}, {}, "unknown value 'mamba'.*allowed: llama"),
+        ({"llama.attention.head_count": None}, {}, "head_count is missing"),
+        ({"llama.attention.head_count": [4, 4]}, {}, "head_count is 'a list'"),
+        ({"llama.attention.head_count": 0}, {}, "head_count is 0"),
+        ({"llama.attention.head_count": 3}, {}, "impossible architecture"),
+        ({"llama.attention.head_count_kv": 0}, {}, "impossible architecture"),
+        ({"llama.attention.key_length": 7}, {}, "value_length is '8'"),
+        ({"llama.embedding_length": 64}, {}, r"token_embd.*\[264, 32\].*\[tokens, 64\]"),
+        ({"llama.block_count": 3}, {}, r"blk\.2\.\w+\.weight.*missing"),
+        ({"llama.block_count": 1}, {}, r"blk\.1\.\w+\.weight.*unknown"),
+        ({"llama.block_count": (1 << 32) - 1}, {}, "4294967295 layers"),
+        (
+            {"llama.feed_forward_length": 41},
+            {},
+            r"blk\.0\.ffn_\w+\.weight.*\[40, 32\]|blk\.0\.ffn_\w+\.weight.*\[32, 40\]",
+        ),
+        ({"llama.feed_forward_length": (1 << 32) - 1}, {}, "ffn_"),
+        ({"llama.context_length": 0}, {}, "impossible architecture"),
+        ({"llama.rope.dimension_count": 4}, {}, "rope.dimension_count is '4'"),
+        ({"llama.rope.scaling.type": "yarn"}, {}, "yarn"),
+        ({"llama.rope.freq_base": float("nan")}, {}, "impossible architecture"),
+        ({"llama.expert_count": 8}, {}, "expert_count is '8'"),
+        ({"llama.attention.sliding_window": 16}, {}, "sliding_window"),
+        ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight.*not built"),
+        ({}, {"blk.0.extra.weight": np.ones(4, np.float32)}, r"blk\.0\.extra\.weight.*unknown"),
+        ({}, {"blk.1.attn_v.weight": None}, r"blk\.1\.attn_v\.weight.*missing"),
+        ({}, {"blk.1.attn_k.weight": np.ones((8, 32), np.float32)}, r"blk\.1\.attn_k\.weight.*\[8, 32\]"),
+        ({}, {"token_embd.weight": None}, "token_embd.weight"),
+        ({"tokenizer.ggml.model": "bert"}, {}, "bert"),
+        ({"tokenizer.ggml.pre": "unheard-of"}, {}, "unheard-of"),
+        ({"tokenizer.ggml.tokens": ["a"] * 300}, {}, "tokenizer"),
+        (
+            {"tokenizer.ggml.tokens": [f"t{i}" for i in range(300)], "tokenizer.ggml.token_type": None},
+            {},
+            "300 tokens|fit the tokens",
+        ),
+        ({"tokenizer.ggml.token_type": [1, 2]}, {}, "token_type"),
+        ({"tokenizer.ggml.merges": [[1], [2]]}, {}, "merges"),
+        ({"tokenizer.ggml.bos_token_id": 4000}, {}, "bos_token_id is 4000"),
+    ],
+)
+def test_what_is_not_built_or_does_not_fit_is_named(
+    tmp_path: Path, make: Callable[..., Bundle], fields: dict[str, Any], tensors: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    architecture = fields.get("general.architecture")
+    write(path, make(), {key: value for key, value in fields.items() if key != "general.architecture"}, tensors)
+    if architecture:
+        path.write_bytes(path.read_bytes().replace(b"llama", architecture.encode(), 1))
+    with pytest.raises(InputError, match=says) as caught:
+        gguf.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_model_is_read_or_refused(tmp_path: Path, make: Callable[..., Bundle], data: st.DataObject) -> None:
+    whole, path = tmp_path / "whole.gguf", tmp_path / "m.gguf"
+    if not whole.exists():
+        write(whole, make())
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):  # the tensor data begin after some 10 KB
+        content[data.draw(st.integers(0, 10_000))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        gguf.read(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+# ---------------------------------------------------------------- SmolLM2
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: Path) -> Bundle:
+    return gguf.read(smollm2)
+
+
+def test_smollm2_is_what_its_card_says(real: Bundle) -> None:
+    a = real.architecture
+    assert sum(parameter.numel() for parameter in real.model.parameters()) == 134_515_008
+    assert (a.tied, a.attention.heads, a.attention.key_heads, a.context) == (True, 9, 3, 8192)
+    assert (a.layers, a.dim, a.position.base) == (30, 576, 100_000.0)
+    tokenizer = real.tokenizer
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (49_152, 1, 2)
+    assert "You are a helpful AI assistant named SmolLM" in tokenizer.chat_template
+    assert tokenizer.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+
+
+@torch.no_grad()
+def test_smollm2_says_paris_and_agrees_with_transformers(real: Bundle, smollm2: Path, tmp_path: Path) -> None:
+    save_hf(tmp_path / "m", real)
+    written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    ids = torch.tensor([real.tokenizer.encode("The capital of France is")])
+    ours = real.model(ids)
+    assert (ours - written(ids).logits).abs().max() < 1e-3
+    for _ in range(4):
+        ids = torch.cat([ids, real.model(ids)[:, -1:].argmax(-1)], 1)
+    assert real.tokenizer.decode(ids[0, 5:].tolist()).startswith(" Paris")

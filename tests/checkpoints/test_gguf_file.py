@@ -1,0 +1,191 @@
+"""The GGUF parser: it reads what the gguf package writes, and refuses everything else by name."""
+
+import itertools
+import struct
+import tracemalloc
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmlab.checkpoints.gguf_file import GGUF
+from llmlab.errors import InputError
+
+QUANTIZATIONS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"]
+
+
+def write(path: Path, alignment: int | None = None) -> dict[str, np.ndarray]:
+    """A small file with every kind of field and many quantisations; the weights it should read as."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    for kind, value in [("uint8", 200), ("int8", -3), ("uint16", 60000), ("int16", -300), ("uint32", 1 << 31)]:
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    for kind, value in [("int32", -5), ("uint64", 1 << 63), ("int64", -(1 << 40)), ("float32", 0.5), ("float64", 0.1)]:
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    writer.add_bool("a.bool", True)
+    writer.add_string("a.string", "naïve 文字 🙂")
+    writer.add_array("a.strings", ["", "x", "日本"])
+    writer.add_array("a.ints", [1, -2, 3])
+    writer.add_array("a.floats", [0.25, -1.5])
+    writer.add_array("a.nested", [[1, 2], [3]])
+    rng = np.random.default_rng(0)
+    expected = {}
+    for name in QUANTIZATIONS:
+        kind = GGMLQuantizationType[name]
+        _, block_bytes = gguf.constants.GGML_QUANT_SIZES[kind]
+        if name in ("F32", "F16"):
+            raw = rng.normal(size=(3, 32)).astype(np.float32 if name == "F32" else np.float16)
+        else:  # small random bytes: finite half-precision scales
+            raw = rng.integers(0, 0x3C, size=(3, 2 * block_bytes), dtype=np.uint8)
+        writer.add_tensor(name, raw, raw_dtype=kind)
+        expected[name] = gguf.quants.dequantize(raw, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    write(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 64])
+def test_reads_what_the_gguf_package_writes(tmp_path: Path, alignment: int | None) -> None:
+    expected = write(tmp_path / "a.gguf", alignment)
+    file = GGUF(tmp_path / "a.gguf")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    for key, value in file.fields.items():
+        theirs = reader.fields[key]
+        if key == "a.nested":
+            assert [part.tolist() for part in value] == [[1, 2], [3]]
+        elif theirs.types[0] is GGUFValueType.ARRAY:
+            assert list(value) == theirs.contents(), key
+        else:
+            assert value == theirs.contents(), key
+            assert type(value) is type(theirs.contents()), key
+    assert set(file.tensors) == set(expected) == {tensor.name for tensor in reader.tensors}
+    for name, weights in file.state().items():
+        assert torch.equal(weights, torch.from_numpy(expected[name])), name
+
+
+def test_a_tensor_of_many_chunks_reads_as_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmlab.checkpoints.gguf_file.CHUNK", 64)
+    expected = write(tmp_path / "a.gguf")
+    for name, weights in GGUF(tmp_path / "a.gguf").state().items():
+        assert torch.equal(weights, torch.from_numpy(expected[name])), name
+
+
+def read_all(path: Path) -> int:
+    """Parse the file and dequantise it; the weights it holds, in bytes."""
+    state = GGUF(path).state()
+    return sum(weights.nbytes for weights in state.values())
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_by_name_within_bounded_memory(
+    small: bytes, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = bytearray(small)
+    header = 2200  # the flips that matter are in the header and the tables
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, header))
+        match data.draw(st.sampled_from(["flip", "count", "string"])):
+            case "flip":
+                content[at] ^= data.draw(st.integers(1, 255))
+            case "count":
+                content[at : at + 8] = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1)))
+            case "string":
+                content[at : at + 4] = struct.pack("<I", data.draw(st.integers(0, 12)))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    path = tmp_path / "fuzz.gguf"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert read_all(path) <= 32 * len(content)
+    except InputError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_every_truncation_is_refused(small: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    for length in itertools.chain(range(0, 400), range(400, len(small) - 32, 97)):
+        path.write_bytes(small[:length])
+        with pytest.raises(InputError):
+            read_all(path)
+
+
+def hostile(fields: bytes = b"", tensors: bytes = b"", *, n_fields: int = 0, n_tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_fields) + fields + tensors
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def entry(name: str, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+def padded(content: bytes, room: int) -> bytes:
+    return content + b"\0" * (-len(content) % 32) + b"\0" * room
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"PK\x03\x04" + b"\0" * 40, "not a GGUF"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+        (hostile(n_tensors=1 << 40), "more than the file can hold"),
+        (hostile(n_fields=1 << 60), "more than the file can hold"),
+        (hostile(struct.pack("<Q", 1 << 62) + b"\0" * 64, n_fields=1), "truncated"),
+        (hostile(text("k") + struct.pack("<IIQ", 9, 4, 1 << 61), n_fields=1), "more than the file can hold"),
+        (hostile(text("k") + struct.pack("<II", 77, 0), n_fields=1), "unknown type 77"),
+        (hostile(text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50, n_fields=1), "deep"),
+        (hostile(text("k") + struct.pack("<IB", 7, 9), n_fields=1), "neither 0 nor 1"),
+        (hostile((text("k") + struct.pack("<II", 4, 1)) * 2, n_fields=2), "twice"),
+        (hostile(struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", 4, 1), n_fields=1), "UTF-8"),
+        (hostile(text("a\n\x1b[31m") + struct.pack("<II", 4, 1), n_fields=1), r"name is 'a\\n\\x1b\[31m'"),
+        (hostile(text("general.alignment") + struct.pack("<II", 4, 0), n_fields=1), "power of two"),
+        (hostile(text("general.alignment") + struct.pack("<II", 4, 48), n_fields=1), "power of two"),
+        (hostile(tensors=entry("t", [1] * 5), n_tensors=1), "5 dimensions"),
+        (hostile(tensors=entry("t", [1 << 63, 1 << 63, 1 << 63]), n_tensors=1), "ends at byte"),
+        (hostile(tensors=entry("t", [4], offset=1 << 63), n_tensors=1), "ends at byte"),
+        (hostile(tensors=entry("t", [0, 4]), n_tensors=1), "whole blocks"),
+        (hostile(tensors=entry("t", [33], kind=3), n_tensors=1), "whole blocks"),
+        (hostile(tensors=entry("t", [4], kind=999), n_tensors=1), "unknown quantisation 999"),
+        (padded(hostile(tensors=entry("t", [4], offset=4), n_tensors=1), 64), "not aligned"),
+        (padded(hostile(tensors=entry("a", [16]) + entry("b", [16]), n_tensors=2), 256), "overlaps"),
+        (padded(hostile(tensors=entry("a", [8]) + entry("a", [8], offset=32), n_tensors=2), 256), "twice"),
+    ],
+)
+def test_a_hostile_file_gives_one_clear_line(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        GGUF(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.gguf", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            GGUF(path)

@@ -1,0 +1,387 @@
+"""Every question of the handbook: texts, thresholds that decide, figures that come out as recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import llmlab
+from llmlab.errors import InputError
+from llmlab.handbook import q16_generation_parameters, q41_layernorm, q50_gelu, q51_swish, q53_geglu, q54_swiglu
+from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict, asked, built, load
+from llmlab.handbook.runner import SHIPPED, key, shipped
+from llmlab.inference import engine, sampling
+from llmlab.model.feedforward import FeedForward, GatedFeedForward
+from llmlab.model.norms import RootMeanSquare
+from llmlab.stages import Session
+
+BUILT = built()
+QUESTIONS = [load(number) for number in BUILT]
+CLAIMS = [(question, claim) for question in QUESTIONS for claim in question.claims]
+CHECKS = [(question, claim, check) for question in QUESTIONS for claim, check in question.checks]
+CHINESE = re.compile(r"[一-鿿]")
+
+# The specification's verdicts. A change here is a change of what the handbook is said to be worth.
+VERDICTS = {
+    16: Verdict.CORRECTED,
+    41: Verdict.CORRECTED,
+    42: Verdict.CORRECTED,
+    43: Verdict.REFUTED,
+    49: Verdict.CONFIRMED,
+    50: Verdict.CORRECTED,
+    51: Verdict.CONFIRMED,
+    52: Verdict.CORRECTED,
+    53: Verdict.CORRECTED,
+    54: Verdict.REFUTED,
+}
+
+each = pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: f"q{question.number}")
+each_check = pytest.mark.parametrize(
+    ("question", "claim", "check"),
+    CHECKS,
+    ids=[f"q{q.number}-{claim.name}-{check.figure}" for q, claim, check in CHECKS],
+)
+
+
+@cache
+def measured(number: int) -> Figures:
+    torch.set_num_threads(1)
+    return load(number).figures(Session())
+
+
+def record(question: Question) -> dict[str, Any]:
+    found = shipped(question.number)
+    assert found is not None, f"question {question.number} has no shipped record"
+    return found
+
+
+def beyond(check: Check) -> float:
+    """A value on the other side of the threshold."""
+    return check.threshold + {"<": 1.0, "<=": 1.0, "==": 1.0, ">": -1.0, ">=": -1.0}[check.relation]
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+@each
+def test_the_verdict_is_the_specified_one(question: Question) -> None:
+    assert question.verdict(measured(question.number)) is VERDICTS[question.number]
+
+
+@each
+def test_every_check_passes_on_the_shipped_record(question: Question) -> None:
+    figures = record(question)["figures"]
+    assert [check.figure for _, check in question.checks if not check.passed(figures)] == []
+
+
+@each_check
+def test_a_figure_across_its_threshold_flips_check_claim_and_verdict(
+    question: Question, claim: Claim, check: Check
+) -> None:
+    figures = dict(record(question)["figures"])
+    before, verdict = claim.judged(figures), question.verdict(figures)
+    pushed = figures | {check.figure: beyond(check)}
+    assert check.passed(figures)
+    assert not check.passed(pushed)
+    assert claim.judged(pushed) is not before
+    assert (question.verdict(pushed) is not verdict) == (claim.kind != "aside")
+
+
+@each_check
+def test_a_figure_that_is_no_number_proves_nothing(question: Question, claim: Claim, check: Check) -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        figures = record(question)["figures"] | {check.figure: value}
+        assert claim.judged(figures) is Verdict.NOT_REPRODUCED
+
+
+@each_check
+def test_a_threshold_is_far_from_rounding(question: Question, claim: Claim, check: Check) -> None:
+    """No check hangs on the last bits: ten times a tiny gap, or a percent of another figure, changes nothing."""
+    value = record(question)["figures"][check.figure]
+    for moved in (value * 1.01, value * 0.99) if check.relation != "==" else (value,):
+        assert check.passed({check.figure: moved})
+    if check.relation == "<" and 0 < value < 1e-6:
+        assert check.passed({check.figure: 10 * value})
+
+
+def test_verdicts_combine_by_gravity() -> None:
+    def question(*parts: tuple[str, Verdict]) -> Question:
+        claims = tuple(
+            Claim(f"claim {place}", "said", "说", (Check(f"figure {place}", ">", 0.0, "asks", "问"),), verdict, kind)  # type: ignore[arg-type]
+            for place, (kind, verdict) in enumerate(parts)
+        )
+        return dataclasses.replace(load(50), claims=claims)
+
+    right, wrong = {f"figure {place}": 1.0 for place in range(3)}, {f"figure {place}": -1.0 for place in range(3)}
+    mixed = question(("main", Verdict.CONFIRMED), ("main", Verdict.CORRECTED), ("aside", Verdict.REFUTED))
+    assert mixed.verdict(right) is Verdict.CORRECTED  # the aside does not decide
+    assert mixed.verdict(right | {"figure 0": -1.0}) is Verdict.REFUTED  # what was to be confirmed is refuted
+    assert mixed.verdict(right | {"figure 1": -1.0}) is Verdict.NOT_REPRODUCED  # the correction did not show
+    assert mixed.verdict(right | {"figure 2": -1.0}) is Verdict.CORRECTED
+    guarded = question(("main", Verdict.CONFIRMED), ("control", Verdict.CONFIRMED))
+    assert guarded.verdict(right) is Verdict.CONFIRMED
+    assert guarded.verdict(right | {"figure 1": -1.0}) is Verdict.NOT_REPRODUCED  # a broken instrument
+    assert question(("main", Verdict.PREDICTED_ONLY)).verdict(right) is Verdict.PREDICTED_ONLY
+    assert question(("main", Verdict.PREDICTED_ONLY)).verdict(wrong) is Verdict.NOT_REPRODUCED
+
+
+@pytest.mark.parametrize("relation", ["<", "<=", ">", ">=", "=="])
+def test_relations(relation: Any) -> None:
+    check = Check("x", relation, 2.0, "asks", "问")
+    expected = {"<": (1, 0, 0), "<=": (1, 1, 0), ">": (0, 0, 1), ">=": (0, 1, 1), "==": (0, 1, 0)}[relation]
+    assert tuple(int(check.passed({"x": value})) for value in (1.0, 2.0, 3.0)) == expected
+
+
+# ---------------------------------------------------------------- figures
+
+
+@each
+def test_figures_are_finite_and_evidence_is_made_of_them(question: Question) -> None:
+    figures = measured(question.number)
+    assert all(math.isfinite(value) for value in figures.values())
+    doubled = question.evidence({name: 2 * value + 1 for name, value in figures.items()})
+    for spoken, other in zip(question.evidence(figures), doubled, strict=True):
+        assert spoken != other, "the numbers of the evidence must come from the figures"
+        assert "\n" not in spoken
+
+
+@each
+def test_two_runs_give_the_same_figures(question: Question) -> None:
+    assert question.figures(Session()) == measured(question.number)
+
+
+@each
+def test_another_seed_gives_the_same_verdict(question: Question) -> None:
+    assert question.verdict(question.figures(Session(seed=1))) is VERDICTS[question.number]
+
+
+@each
+def test_figures_do_not_depend_on_the_global_generator(question: Question) -> None:
+    torch.manual_seed(123)
+    assert question.figures(Session()) == measured(question.number)
+
+
+@each
+def test_the_shipped_record_is_what_comes_out(question: Question) -> None:
+    found, figures = record(question), measured(question.number)
+    assert found["key"] == key(question, 0), "settings or measure changed: run it again and ship the record"
+    assert found["verdict"] == question.verdict(figures)
+    assert found["figures"].keys() == figures.keys()
+    for name, value in figures.items():
+        assert value == pytest.approx(found["figures"][name], rel=1e-3, abs=1e-5), name
+    assert [row["passed"] for row in found["checks"]] == [check.passed(figures) for _, check in question.checks]
+    assert [row["threshold"] for row in found["checks"]] == [check.threshold for _, check in question.checks]
+    assert [row["verdict"] for row in found["claims"]] == [claim.judged(figures) for claim in question.claims]
+
+
+def test_every_record_belongs_to_a_question() -> None:
+    assert sorted(path.name for path in SHIPPED.glob("*.json")) == [f"q{number:02d}.json" for number in BUILT]
+
+
+def test_numbers_of_the_specification() -> None:
+    """Computed independently (numpy) for the specification; ours must find the same."""
+    q41, q50, q51 = measured(41), measured(50), measured(51)
+    assert q50["printed_error"] == pytest.approx(0.0242, abs=5e-5)
+    assert q50["printed_error_at"] == pytest.approx(-2.20, abs=5e-3)
+    assert q50["tanh_error"] == pytest.approx(4.7e-4, abs=5e-6)
+    assert (q50["printed_rms"], q50["tanh_rms"]) == (pytest.approx(8.1e-3, abs=5e-5), pytest.approx(1.3e-4, abs=5e-6))
+    assert pytest.approx(1.66712, abs=5e-6) == q50_gelu.HIDDEN_BETA
+    assert q50["curvature_at_0"] == pytest.approx(0.798, abs=5e-4)
+    assert q50["curvature_far"] == pytest.approx(0.002, abs=5e-4)
+    for beta in (1, 10, 100):
+        assert q51[f"relu_distance_beta_{beta}"] == pytest.approx(0.2785 / beta, rel=1e-3)
+    assert (q51["minimum"], q51["minimum_at"]) == (pytest.approx(-0.278, abs=5e-4), pytest.approx(-1.278, abs=5e-4))
+    assert (q51["curvature_at_0"], q51["curvature_at_4"]) == (pytest.approx(0.5), pytest.approx(-0.033, abs=5e-4))
+    assert (q41["excess_d8"], q41["excess_d64"]) == (pytest.approx(0.069, abs=5e-4), pytest.approx(0.0079, abs=5e-5))
+    assert q41["kept_eps_inside"] == pytest.approx(0.032, abs=5e-4)
+    assert q41["kept_eps_outside"] == pytest.approx(0.909, abs=5e-4)
+
+
+# ---------------------------------------------------------------- experiments that can fail
+
+
+def centring(self: RootMeanSquare, x: Tensor) -> Tensor:
+    x = x - x.mean(-1, keepdim=True)
+    return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def spanning_everything(self: RootMeanSquare, x: Tensor) -> Tensor:
+    return self.weight * x * torch.rsqrt(x.square().mean() + self.eps)
+
+
+def gated_by_the_value(self: GatedFeedForward, x: Tensor, role: object = None) -> Tensor:
+    y: Tensor = self.down(self.activation(self.up(x)) * self.gate(x))
+    return y
+
+
+def looking_aside(self: FeedForward, x: Tensor, role: object = None) -> Tensor:
+    y: Tensor = self.down(self.activation(self.up(x + 1e-3 * x.mean(-2, keepdim=True))))
+    return y
+
+
+def same_noise(key: int, position: int, vocabulary: int) -> Any:
+    import numpy
+
+    return numpy.ones(vocabulary, dtype=numpy.float32)
+
+
+@pytest.mark.parametrize(
+    ("number", "owner", "name", "broken", "verdict"),
+    [
+        (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
+        (42, RootMeanSquare, "forward", centring, Verdict.NOT_REPRODUCED),
+        (43, RootMeanSquare, "forward", spanning_everything, Verdict.NOT_REPRODUCED),
+        (49, FeedForward, "forward", looking_aside, Verdict.REFUTED),
+        (50, q50_gelu, "gelu", q50_gelu.PrintedGELU(), Verdict.NOT_REPRODUCED),
+        (51, q51_swish, "SwishFunction", lambda beta: torch.sigmoid, Verdict.REFUTED),
+        (52, GatedFeedForward, "forward", gated_by_the_value, Verdict.NOT_REPRODUCED),
+        (53, GatedFeedForward, "forward", gated_by_the_value, Verdict.NOT_REPRODUCED),
+        (54, GatedFeedForward, "forward", gated_by_the_value, Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_a_broken_part_changes_the_verdict(
+    number: int, owner: Any, name: str, broken: Any, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    question = load(number)
+    assert question.verdict(question.figures(Session())) is verdict
+
+
+def test_an_unbiased_layernorm_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", q41_layernorm.PrintedLayerNorm.forward)
+    assert load(41).verdict(load(41).figures(Session())) is not Verdict.CORRECTED
+
+
+def test_an_engine_that_minds_its_neighbours_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine._prefill
+
+    def leaking(model: Any, prompts: Any, *rest: Any) -> Tensor:
+        logits_BV: Tensor = right(model, prompts, *rest)
+        return logits_BV + 3 * (len(prompts) > 1) * logits_BV.roll(1, 0)
+
+    monkeypatch.setattr(engine, "_prefill", leaking)
+    question = load(16)
+    assert question.verdict(question.figures(Session())) is Verdict.NOT_REPRODUCED
+
+
+def test_the_written_out_blocks_are_those_of_transformers() -> None:
+    """The references of questions 53 and 54 against T5 v1.1's gated block and LLaMA's."""
+    from transformers import LlamaConfig, T5Config
+    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
+
+    block = q53_geglu._block(0)
+    config = T5Config(
+        d_model=q53_geglu.DIM, d_ff=block.up.weight.shape[0], feed_forward_proj="gated-gelu", dropout_rate=0
+    )
+    theirs = T5DenseGatedActDense(config).double().eval()
+    theirs.wi_0.weight, theirs.wi_1.weight, theirs.wo.weight = block.gate.weight, block.up.weight, block.down.weight
+    x = torch.linspace(-2, 2, 3 * q53_geglu.DIM, dtype=torch.float64).reshape(3, -1)
+    assert torch.allclose(q53_geglu._by_hand(block, x), theirs(x), atol=1e-12)
+
+    llama_block = q54_swiglu._block(0)
+    llama = LlamaMLP(
+        LlamaConfig(hidden_size=q54_swiglu.DIM, intermediate_size=llama_block.up.weight.shape[0], num_attention_heads=4)
+    ).double()
+    llama.gate_proj.weight, llama.up_proj.weight = llama_block.gate.weight, llama_block.up.weight
+    llama.down_proj.weight = llama_block.down.weight
+    assert torch.allclose(llama_block(x), llama(x), atol=1e-12)
+
+
+def test_the_sampler_question_scores_what_the_handbook_omits() -> None:
+    assert set(q16_generation_parameters.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
+    assert measured(16)["parameters_tried"] == 5
+
+
+# ---------------------------------------------------------------- texts
+
+
+def spoken(question: Question) -> Iterator[Text]:
+    yield from (question.claim, question.correction, question.run, *question.on_paper.values())
+    for claim in question.claims:
+        yield claim.said
+        yield from (check.asks for check in claim.checks)
+    yield question.evidence(measured(question.number))
+    yield Text(*(record(question)["evidence"][lang] for lang in ("en", "zh")))
+
+
+def test_there_are_54_questions() -> None:
+    assert list(asked()) == list(range(1, 55))
+    assert {one.family for one in asked().values()} <= set("APNFKRDMSCEX")
+    for one in asked().values():
+        assert CHINESE.search(one.text.zh)
+        assert not CHINESE.search(one.text.en)
+        assert one.text.en.endswith(("?", "."))
+
+
+@each
+def test_both_languages_are_there(question: Question) -> None:
+    for text in spoken(question):
+        assert text.en.strip() == text.en != ""
+        assert not CHINESE.search(text.en), text.en
+        assert text.zh.strip() == text.zh != ""
+        assert CHINESE.search(text.zh), text.zh
+        assert not re.search(r"[一-鿿] ?[,;!?]|  ", text.zh), f"half-width mark in {text.zh}"
+
+
+@each
+def test_a_correction_has_its_papers_and_every_error_is_dealt_with(question: Question) -> None:
+    assert question.papers
+    assert all(
+        re.search(r"\b(19|20)\d\d\b.*arXiv \d{4}\.\d{5}$|arXiv \d{4}\.\d{4,5}$", paper) for paper in question.papers
+    )
+    tested = {code for claim in question.claims for code in claim.errors}
+    assert tested <= question.errors.keys()
+    assert question.on_paper.keys() == question.errors.keys() - tested
+
+
+@each
+def test_names_are_unique_and_files_exist(question: Question) -> None:
+    names = [claim.name for claim in question.claims]
+    assert len(set(names)) == len(names)
+    rows = [(claim.name, check.figure) for claim, check in question.checks]
+    assert len(set(rows)) == len(rows)
+    assert all(claim.checks for claim in question.claims)
+    package = Path(llmlab.__file__).parent.parent
+    assert all((package / used).is_file() for used in question.uses)
+    json.dumps(dict(question.settings))
+
+
+def pieces(text: str, size: int) -> set[str]:
+    return {text[start : start + size] for start in range(len(text) - size + 1)}
+
+
+@pytest.mark.parametrize(("drop", "longest"), [(r"\s", 15), (r"[^一-鿿]", 8)], ids=["any characters", "Chinese alone"])
+def test_nothing_is_copied_from_the_handbook(drop: str, longest: int, shared: Path) -> None:
+    """Not so many characters in a row are the handbook's, be it with formulas and English, or in Chinese alone."""
+    handbook = (shared.parent / "handbook" / "original-zh.txt").read_text(encoding="utf-8")
+    original = pieces(re.sub(drop, "", handbook).lower(), longest + 1)
+    ours = [text for one in asked().values() for text in one.text]
+    ours += [text for question in QUESTIONS for both in spoken(question) for text in both]
+    for text in ours:
+        without_terms = re.sub(r"(?i)large language models?|position encoding", "|", text)
+        assert pieces(re.sub(drop, "", without_terms).lower(), longest + 1) & original == set(), text
+
+
+@each
+def test_the_errors_are_those_of_the_specification(question: Question, shared: Path) -> None:
+    map_text = (shared.parent / "handbook" / "map.md").read_text(encoding="utf-8")
+    section = map_text.split(f"### Q{question.number}. ")[1].split("\n### ")[0]
+    found = dict(re.findall(rf"(E{question.number}\.\d+) \(([WMI])\b", section))
+    assert dict(question.errors) == found
+
+
+@pytest.mark.parametrize("number", [0, -1, 55, 99])
+def test_no_such_question(number: int) -> None:
+    with pytest.raises(InputError, match=r"no question .*1 to 54"):
+        load(number)

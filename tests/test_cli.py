@@ -1,0 +1,136 @@
+"""The command line as a newcomer meets it: one clear line for bad input, the right exit code, JSON as the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmlab.model.transformer import Architecture
+from llmlab.recipe import parse
+from llmlab.run import presets, read_recipe
+from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+
+
+def llmlab(*arguments: str, stdin: bytes = b"", **kwargs: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "llmlab", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False, **kwargs)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder small enough to open in a blink."""
+    from llmlab.checkpoints.native import save_model
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=300), iter(["a whale is not a fish " * 20]))
+    save_model(folder, parse(Architecture, {"layers": 1, "dim": 32}).build(tokenizer.vocab_size), tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument"),
+        (["run", "dmeo"], "unknown value 'dmeo' (did you mean 'demo'?"),
+        (["run", "none.yaml"], "none.yaml: no such file"),
+        (["run", "smoke", "model.positon=rope"], "did you mean 'position'?"),
+        (["run", "smoke", "model.position=rotary"], "allowed: none, sinusoidal, learned, rope"),
+        (["run", "smoke", "model.attention.heads=7"], "7 heads do not divide dim"),
+        (["run", "smoke", "sft.training.steps=-1"], "recipe.sft.training.steps: got -1"),
+        (["run", "smoke", "pretrain=null"], "pretrain is missing"),
+        (["generate", "@", "--prompt", "x", "--temperature", "-1"], "generate.temperature: got -1"),
+        (["generate", "@", "--prompt", "x", "--top-p", "2"], "generate.top_p: got 2"),
+        (["generate", "@", "--prompt", "x", "--max-new-tokens", "0"], "generate.max_new_tokens: got 0"),
+        (["generate", "@", "--prompt", ""], "is empty"),
+        (["generate", "smolm", "--prompt", "x"], "smollm2"),
+        (["chat", "@", "--temperature", "abc"], "--temperature"),
+        (["convert", "@", "OUT", "--to", "onnx"], "allowed:"),
+        (["pull", "smolm2"], "smollm2"),
+        (["evaluate", "@", "no_such_task"], "no_such_task"),
+        (["handbook", "99"], "99"),
+        (["handbook", "--lang", "fr"], "fr"),
+        (["recipe", "nothing"], "allowed: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_exit_2(tiny: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    given = [str(tiny) if word == "@" else str(tmp_path / "out") if word == "OUT" else word for word in arguments]
+    done = llmlab(*given, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr.decode()
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("llmlab: ")
+    assert says in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys, contextlib, io\nsys.argv = ['llmlab', '--help']\nfrom llmlab.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main()\n"
+        "print(sorted({'torch', 'numpy', 'tokenizers', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.split(b"\n")[-2] == b"[]"
+
+
+def test_every_preset_is_a_recipe_and_goes_round() -> None:
+    assert set(presets()) >= {"demo", "smoke", "scratch-zh", "adapt-smollm2"}
+    for name in presets():
+        recipe = read_recipe(name)
+        assert recipe.name == name
+        assert type(recipe).model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_recipe_prints_a_preset_a_schema_and_explanations() -> None:
+    assert yaml.safe_load(llmlab("recipe", "smoke").stdout)["name"] == "smoke"
+    schema = json.loads(llmlab("recipe", "--schema", "--json").stdout.splitlines()[-1])
+    assert {"model", "pretrain", "ppo"} <= set(schema["properties"])
+    fields = json.loads(llmlab("recipe", "--explain", "--json").stdout.splitlines()[-1])["fields"]
+    assert all(field["meaning"] for field in fields if "[" not in field["path"] and field["default"] != "as below")
+
+
+def test_generate_streams_and_reports(tiny: Path) -> None:
+    asked = ["generate", str(tiny), "--prompt", "a whale", "--max-new-tokens", "12", "--seed", "3"]
+    plain = llmlab(*asked)
+    answer = json.loads(llmlab(*asked, "--json").stdout.splitlines()[-1])
+    assert {"text", "tokens", "tokens_per_second", "prefill_tokens_per_second", "finish_reason"} <= set(answer)
+    assert plain.stdout.decode().rstrip("\n") == answer["text"].rstrip("\n")
+    assert answer["finish_reason"] in ("stop", "length")
+    piped = llmlab(*asked[:2], *asked[4:], "--json", stdin=b"a whale")
+    assert json.loads(piped.stdout.splitlines()[-1])["text"] == answer["text"]
+    assert llmlab(*asked[:2], stdin=b"\xff\xfe").returncode == 2
+
+
+def test_chat_from_a_pipe(tiny: Path) -> None:
+    done = llmlab("chat", str(tiny), "--max-new-tokens", "5", stdin="hello\n/reset\n你好\n".encode())
+    assert done.returncode == 0, done.stderr.decode()
+    done.stdout.decode("utf-8")
+
+
+def test_convert_and_evaluate(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hf"
+    answer = json.loads(llmlab("convert", str(tiny), str(out), "--to", "hf", "--json").stdout.splitlines()[-1])
+    assert answer["format"] == "hf"
+    assert answer["parity"] < 1e-4
+    assert llmlab("convert", str(tiny), str(out), "--to", "hf").returncode == 2
+    text = tmp_path / "text.txt"
+    text.write_text("a whale is not a fish " * 30)
+    done = llmlab("evaluate", str(out), "bits_per_byte", "--data", str(text), "--json")
+    (task,) = json.loads(done.stdout.splitlines()[-1])["tasks"]
+    assert {"name", "metric", "value", "interval", "n"} <= set(task)
+
+
+def test_handbook_answers_in_json_and_in_chinese() -> None:
+    questions = json.loads(llmlab("handbook", "--json").stdout.splitlines()[-1])["questions"]
+    assert [question["n"] for question in questions] == list(range(1, 55))
+    assert sum(question["verdict"] is not None for question in questions) >= 10
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in llmlab("handbook", "50", "--lang", "zh").stdout.decode())

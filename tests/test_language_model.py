@@ -1,0 +1,273 @@
+"""A model to use, as its user sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import llmlab
+from llmlab.checkpoints import llama2c
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.native import save_model
+from llmlab.compression.quantize import Int8, quantize_model, save_quantized
+from llmlab.errors import InputError
+from llmlab.inference.sampling import Sampling
+from llmlab.language_model import LanguageModel
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.tokenization.tokenizer import Tokenizer
+from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+
+CONTEXT = 160
+MESSAGES = [{"role": "user", "content": "hello"}]
+TEXT = "三国演义 👩‍👩‍👧 says 😀, ok?"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Every byte a token, and ChatML."""
+    return train_tokenizer(TokenizerRecipe(vocab_size=260), iter(["a"]))
+
+
+def tiny(tokenizer: Tokenizer, **fields: Any) -> Bundle:
+    sizes = {"layers": 2, "dim": 32, "context": CONTEXT, "initial_std": 0.3}
+    architecture = Architecture.model_validate(sizes | fields)
+    return Bundle(architecture.build(tokenizer.vocab_size, seed=5), tokenizer, architecture, "tiny")
+
+
+@pytest.fixture
+def lm(tokenizer: Tokenizer) -> LanguageModel:
+    return LanguageModel(tiny(tokenizer))
+
+
+def saying(bundle: Bundle, ids: list[int]) -> LanguageModel:
+    """A model that says exactly these ids, whatever it is asked."""
+    lm, script = LanguageModel(bundle), iter(ids)
+
+    def logits(hidden: Tensor) -> Tensor:
+        out = torch.zeros(*hidden.shape[:-1], bundle.model.vocab_size)
+        out[..., next(script)] = 100.0
+        return out
+
+    lm.model.logits = logits  # type: ignore[method-assign]
+    return lm
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_the_same_seed_says_the_same_and_every_setting_matters(lm: LanguageModel) -> None:
+    def say(**changed: Any) -> str:
+        return lm.generate("hello hello", **{"max_new_tokens": 24, "seed": 1, **changed})
+
+    plain = say()
+    assert plain == say()
+    changes: list[dict[str, Any]] = [
+        {"seed": 2},
+        {"temperature": 0},
+        {"temperature": 3.0},
+        {"top_k": 2},
+        {"top_p": 0.1},
+        {"repetition_penalty": 0.1},
+        {"max_new_tokens": 4},
+        {"stop": plain[3:5]},
+    ]
+    for change in changes:
+        assert say(**change) != plain, change
+
+
+def test_min_new_tokens_holds_the_stop_token_back(tokenizer: Tokenizer) -> None:
+    bundle = tiny(tokenizer)
+    with torch.no_grad():
+        bundle.model.embedding.weight[tokenizer.eos_id] *= 30  # half of all logits are then largest for eos
+    lm = LanguageModel(bundle)
+    short = [lm.reply(lm.prompt("hello"), Sampling(max_new_tokens=20, seed=seed)) for seed in range(8)]
+    ends = [seed for seed, reply in enumerate(short) if reply.read() is not None and len(reply.ids) < 10]
+    assert ends
+    reply = lm.reply(lm.prompt("hello"), Sampling(max_new_tokens=20, min_new_tokens=10, seed=ends[0]))
+    reply.read()
+    assert len(reply.ids) >= 10
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_end|>"])
+def test_chinese_and_emoji_stream_whole_and_the_answer_ends_at_the_stop_token(tokenizer: Tokenizer, end: str) -> None:
+    stop = tokenizer.token_id(end)
+    assert stop is not None
+    ids = [*tokenizer.encode(TEXT), stop, *tokenizer.encode("never")]
+    reply = saying(tiny(tokenizer), ids).stream(MESSAGES)
+    pieces = list(reply)
+    assert "".join(pieces) == reply.text == TEXT
+    assert len(pieces) == len(TEXT)  # a piece a character: none is late, none is half
+    assert reply.ids == ids[: ids.index(stop) + 1]
+    assert reply.finish_reason == "stop"
+    assert saying(tiny(tokenizer), ids).chat(MESSAGES) == TEXT
+    assert saying(tiny(tokenizer), ids).generate("hello") == TEXT
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_streamed_is_whole_with_any_stop(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    text = data.draw(st.text(st.sampled_from("ab 三国😀\u200d👩é\u0301"), min_size=1, max_size=12))
+    stops = data.draw(st.lists(st.text(st.sampled_from("ab 三😀\u200d"), min_size=1, max_size=3), max_size=2))
+    ids = [*tokenizer.encode(text), tokenizer.eos_id or 0]
+    settings_ = {"stop": stops, "max_new_tokens": 100}
+    streamed = "".join(saying(tiny(tokenizer), ids).stream("x", **settings_))
+    assert streamed == saying(tiny(tokenizer), ids).generate("x", **settings_)
+    assert not any(stop in streamed for stop in stops)
+    assert text.startswith(streamed)
+
+
+def test_a_stop_text_ends_generation_at_once(tokenizer: Tokenizer) -> None:
+    lm = saying(tiny(tokenizer), tokenizer.encode("one. two. three."))
+    reply = lm.stream("x", stop=". t")
+    assert (reply.read(), reply.finish_reason, len(reply.ids)) == ("one", "stop", 6)
+
+
+def test_a_length_that_cuts_a_character_leaves_it_out(tokenizer: Tokenizer) -> None:
+    lm = saying(tiny(tokenizer), tokenizer.encode("中国"))
+    reply = lm.stream("x", max_new_tokens=5)
+    assert (reply.read(), reply.finish_reason) == ("中", "length")
+
+
+def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
+    start = tokenizer.token_id("<|im_start|>") or 0
+    ids = [*tokenizer.encode("a"), start, *tokenizer.encode("b"), tokenizer.eos_id or 0]
+    assert saying(tiny(tokenizer), ids).generate("x") == "ab"
+
+
+def test_text_that_looks_like_a_special_token_is_text(lm: LanguageModel) -> None:
+    assert not set(lm.prompt("<|im_end|><|endoftext|>")) & lm.tokenizer.special_ids
+    ids = lm.prompt([{"role": "user", "content": "<|im_end|>"}])
+    assert ids.count(lm.tokenizer.token_id("<|im_end|>") or 0) == 1
+
+
+def test_the_report_has_what_scripts_read(lm: LanguageModel) -> None:
+    heard: list[str] = []
+    report = lm.report("hello", Sampling(max_new_tokens=9), on_text=heard.append)
+    assert report["text"] == "".join(heard) == lm.generate("hello", max_new_tokens=9)
+    assert report["tokens"] == 9
+    assert report["finish_reason"] == "length"
+    assert report["tokens_per_second"] > 0
+    assert report["prefill_tokens_per_second"] > 0
+    one = lm.report("hello", Sampling(max_new_tokens=1))
+    assert (one["tokens"], one["tokens_per_second"]) == (1, 0.0)  # nothing was decoded: the prompt gave it
+
+
+def test_a_report_on_a_chat_renders_the_messages(lm: LanguageModel) -> None:
+    section = Sampling(max_new_tokens=9, temperature=0)
+    messages = [{"role": "system", "content": "be kind"}, *MESSAGES]
+    assert lm.report("hello", section, chat=True, system="be kind")["text"] == lm.chat(messages, **section.model_dump())
+    assert lm.report("hello", section, chat=True)["text"] == lm.chat(MESSAGES, **section.model_dump())
+    assert lm.report("hello", section)["text"] == lm.generate("hello", **section.model_dump())
+
+
+# ---------------------------------------------------------------- logits
+
+
+def test_logits_are_float32_and_do_not_depend_on_the_batch(lm: LanguageModel) -> None:
+    ids = torch.randint(4, 260, (3, 11), generator=torch.Generator().manual_seed(1))
+    logits = lm.logits(ids)
+    assert (logits.shape, logits.dtype, logits.requires_grad) == ((3, 11, 260), torch.float32, False)
+    torch.testing.assert_close(lm.logits(ids[1:2]), logits[1:2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (torch.tensor([1, 2]), "shape"),
+        (torch.tensor([[1.0]]), "float32"),
+        (torch.zeros(1, 0, dtype=torch.int64), "at least one token"),
+        (torch.tensor([[260]]), "260 is outside the vocabulary of 260"),
+        (torch.tensor([[-1]]), "-1 is outside"),
+    ],
+)
+def test_ids_that_are_none_are_refused(lm: LanguageModel, ids: Tensor, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        lm.logits(ids)
+
+
+# ---------------------------------------------------------------- loading
+
+
+@pytest.fixture
+def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", tiny(tokenizer, attention="mha", dim=64).model, tokenizer)
+    return tmp_path / "model"
+
+
+def test_weights_of_each_kind(folder: Path) -> None:
+    ids = torch.randint(4, 260, (2, 30), generator=torch.Generator().manual_seed(1))
+    exact = llmlab.load(folder).logits(ids)
+    assert torch.equal(exact, llmlab.load(str(folder), "fp32").logits(ids))
+    errors = {}
+    for kind in ("bf16", "int8", "int4"):
+        lm = llmlab.load(folder, weights=kind)
+        logits = lm.logits(ids)
+        assert logits.dtype == torch.float32
+        errors[kind] = float((logits - exact).norm() / exact.norm())
+        assert len(lm.generate("hello", max_new_tokens=3, temperature=0)) <= 3
+    assert 0 < errors["bf16"] < 0.05
+    assert 0 < errors["int8"] < 0.1
+    assert errors["int8"] < errors["int4"] < 0.5
+    assert llmlab.load(folder, "auto").generate("a", max_new_tokens=2) is not None
+
+
+def test_a_folder_of_quantised_weights_opens(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = llmlab.load(folder).model
+    assert isinstance(model, Transformer)
+    quantized = quantize_model(model, Int8())
+    save_quantized(tmp_path / "int8", quantized, tokenizer, Int8())
+    ids = torch.randint(4, 260, (2, 30), generator=torch.Generator().manual_seed(1))
+    exact = quantized(ids)
+    torch.testing.assert_close(llmlab.load(tmp_path / "int8").logits(ids), exact)
+    assert float((llmlab.load(tmp_path / "int8", "int8").logits(ids) - exact).norm() / exact.norm()) < 0.05
+    with pytest.raises(InputError, match="holds int8 weights, bf16 cannot be made of them"):
+        llmlab.load(tmp_path / "int8", "bf16")
+
+
+def test_bad_names_and_kinds_are_refused_in_one_line(folder: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'bf16'"):
+        llmlab.load(folder, weights="bf61")
+    with pytest.raises(InputError, match="did you mean 'smollm2'"):
+        llmlab.load("smolm2")
+
+
+def test_bad_settings_and_prompts_are_refused(lm: LanguageModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="temperature: got -1"):
+        lm.generate("hello", temperature=-1)
+    with pytest.raises(InputError, match="did you mean 'top_k'"):
+        lm.generate("hello", topk=1)
+    with pytest.raises(InputError, match="prompt: is empty"):
+        lm.generate("")
+    with pytest.raises(InputError, match=f"prompt: has 400 tokens, .* the context of {CONTEXT}"):
+        lm.generate("a" * 400)
+    with pytest.raises(InputError, match="add --chat"):
+        lm.report("hello", Sampling(), system="x")
+    with pytest.raises(InputError, match="without a tokenizer"):
+        LanguageModel(Bundle(lm.model, None, lm.bundle.architecture, "tiny")).generate("a")
+    tokenizer = Tokenizer(tokenizer._marking, eos="<|endoftext|>")
+    with pytest.raises(InputError, match="no chat template"):
+        LanguageModel(Bundle(lm.model, tokenizer, lm.bundle.architecture, "tiny")).chat(MESSAGES)
+
+
+# ---------------------------------------------------------------- real weights
+
+
+def test_the_storyteller_tells_its_published_story(shared: Path) -> None:
+    """From bos alone, which its tokenizer puts before raw text: the text of 256 tokens that llama2.c prints."""
+    stories = shared / "stories260k"
+    lm = LanguageModel(llama2c.read(stories / "stories260K.bin", stories / "tok512.bin"))
+    published = (stories / "greedy_reference.txt").read_text(encoding="utf-8")
+    assert lm.generate("", temperature=0, max_new_tokens=256).strip() == published.strip()
+    assert lm.generate("Once upon a time", temperature=0, max_new_tokens=8).startswith(", there was a")
+
+
+def test_smollm2_knows_a_capital_and_a_chat(smollm2: Path) -> None:
+    lm = llmlab.load(smollm2)
+    assert "Paris" in lm.generate("The capital of France is", temperature=0, max_new_tokens=6)
+    assert "Paris" in lm.chat([{"role": "user", "content": "What is the capital of France?"}], temperature=0)
