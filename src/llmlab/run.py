@@ -19,6 +19,9 @@ from llmlab.alignment.preference import DPO, dpo
 from llmlab.alignment.reward import Reward, reward
 from llmlab.alignment.sft import SFT, sft
 from llmlab.compression.quantize import Quantize, quantize
+from llmlab.data.chats import chat_files
+from llmlab.data.pairs import pair_files
+from llmlab.data.prompts import prompt_files
 from llmlab.data.shards import TokenShards
 from llmlab.data.text import Text, input_files, prepare_text
 from llmlab.data.tokens import tokenize
@@ -152,20 +155,20 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         yield stage("pretrain", ("tokenizer",), from_text, "model")
     if (tuning := recipe.sft) is not None:
         start = before("sft")
-        yield stage("sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=tuning.files())
+        yield stage("sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=chat_files(tuning.data))
     tuned = before("")
     if (judge := recipe.reward) is not None:
         yield stage(
-            "reward", tuned, lambda out, session: reward(judge, policy(tuned), out, session), files=judge.files()
+            "reward", tuned, lambda out, session: reward(judge, policy(tuned), out, session), files=pair_files(judge.data)
         )
     if (direct := recipe.dpo) is not None:
-        yield stage("dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=direct.files())
+        yield stage("dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=pair_files(direct.data))
     if (rl := recipe.ppo) is not None:
 
         def against_reward(out: Path, session: Session) -> Figures:
             return ppo(rl, policy(tuned), root / "reward", out, session)
 
-        yield stage("ppo", (*tuned, "reward"), against_reward, files=rl.files())
+        yield stage("ppo", (*tuned, "reward"), against_reward, files=prompt_files(rl.data))
     last = tuple(here[-1:])
     if (smaller := recipe.quantize) is not None:
         yield stage("quantize", last, lambda out, session: quantize(smaller, policy(last), held_out(), out, session))

@@ -92,7 +92,7 @@ def _key(stage: Stage, keys: Mapping[str, str], session: Session) -> str:
         "device": session.device.type,
         "sections": stage.key,
         "parents": {name: keys[name] for name in stage.parents if name in keys},
-        "files": {path.name: _hash(path) for path in stage.files},
+        "files": [[path.name, _hash(path)] for path in stage.files],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -86,7 +86,9 @@ def test_roles_that_share_an_adapter_share_the_pass() -> None:
 @pytest.mark.parametrize("lora", [LoRA(rank=2), LoRA(rank=5, targets=("query", "down"))])
 def test_the_bytes_foretold_are_the_bytes_there(roles: Roles, lora: LoRA) -> None:
     model = RoleModel(build(), roles.table(), lora, seed=0)
-    told = static_bytes(model.base.architecture, VOCABULARY, roles.table(), lora)
+    told = static_bytes(
+        model.base.architecture, VOCABULARY, roles.table(), dict.fromkeys(("policy", "critic", "reward"), lora)
+    )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     ids, at = inputs()
     (model.logits("policy", ids, at).mean() + model.values("critic", ids, at).mean()).backward()
@@ -106,7 +108,7 @@ def test_the_bytes_foretold_are_the_bytes_there(roles: Roles, lora: LoRA) -> Non
 def test_one_base_is_cheaper_than_four_models() -> None:
     roles, lora = Roles().table(), LoRA(rank=2)
     architecture = parse(Architecture, SMALL | {"dim": 128})
-    one = sum(static_bytes(architecture, 2000, roles, lora).values())
+    one = sum(static_bytes(architecture, 2000, roles, dict.fromkeys(("policy", "critic", "reward"), lora)).values())
     four = sum(separate_bytes(architecture, 2000, roles).values())
     assert four > 6 * one  # 40 N against little more than 4 N
 

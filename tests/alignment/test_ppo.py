@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.roles import Role, RoleModel, Roles
-from llmlab.alignment.ppo import (
-    AdaptiveKL,
-    Clipping,
-    FixedKL,
-    PPOBatch,
-    PPOBatches,
-    PPOObjective,
-    Rolling,
-    rollout_figures,
-)
+from llmlab.alignment.ppo_batches import AdaptiveKL, FixedKL, PPOBatches, Rolling, rollout_figures
+from llmlab.alignment.ppo_objective import Clipping, PPOBatch, PPOObjective
 from llmlab.data.order import ShuffledOrder
 from llmlab.data.state import State
 from llmlab.errors import InputError, Stopped

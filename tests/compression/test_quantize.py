@@ -210,5 +210,5 @@ def test_a_stop_is_heeded(base, tmp_path):
 
 
 def test_a_wrong_kind_is_told():
-    with pytest.raises(InputError, match="unknown kind 'int3'.*allowed: int8, int4"):
+    with pytest.raises(InputError, match=r"unknown kind 'int3'.*allowed: int8, int4"):
         parse(Quantize, {"kinds": ["int3"]})

@@ -197,3 +197,16 @@ def test_an_int8_embedding_is_its_table():
     ids = torch.tensor([[1, 2, 9], [0, 0, 3]])
     assert torch.equal(embedding(ids), F.embedding(ids, embedding.weight))
     assert (embedding.weight - table).abs().max() <= quantized.quantize_rows(table)[1].float().max() / 2
+
+
+def test_the_real_weights_are_taken_over_without_loss(smollm2):
+    """SmolLM2's matrices are Q4_1 already: our codes, scales and minima must give the very same numbers."""
+    from gguf.constants import GGMLQuantizationType
+
+    from llmlab.checkpoints.gguf_file import GGUF
+
+    file = GGUF(smollm2)
+    names = [name for name, entry in file.tensors.items() if entry.quantization == GGMLQuantizationType.Q4_1]
+    for name in names[::40]:
+        weight = file.tensor(name)
+        assert torch.equal(dequantize_groups(*quantize_groups(weight, 32, name)), weight), name

@@ -95,15 +95,19 @@ def test_the_summary_is_computed_from_the_figures(run):
     text = render(read_run(run))
     assert "1.94 bits per byte, 0.17 below a byte 6-gram" in text
     assert "from 0 % to 61 %" in text
-    assert "by +0.27 (+0.21 to +0.33)." in text
-    figures = json.loads((run / "evaluate" / "manifest.json").read_text())
-    figures["figures"]["baselines"]["byte_6gram"] = 1.84
-    figures["figures"]["comparisons"][2] |= {"difference": -0.05, "interval": [-0.1, 0.01], "verdict": "not told apart"}
-    (run / "evaluate" / "manifest.json").write_text(json.dumps(figures))
-    text = render(read_run(run))
+    assert "by +0.27 (+0.21 to +0.33) at a KL of 5.200 nats from where it started." in text
+    evaluated, ppo = (json.loads((run / name / "manifest.json").read_text()) for name in ("evaluate", "ppo"))
+    evaluated["figures"]["baselines"]["byte_6gram"] = 1.84
+    ppo["figures"]["gold_reward_change"] = {"value": -0.05, "interval": [-0.1, 0.01], "n": 200}
+    for name, manifest in (("evaluate", evaluated), ("ppo", ppo)):
+        (run / name / "manifest.json").write_text(json.dumps(manifest))
+    text, minus = render(read_run(run)), "\N{MINUS SIGN}"
     assert "1.94 bits per byte, 0.10 above a byte 6-gram" in text
-    minus = "\N{MINUS SIGN}"
-    assert f"by {minus}0.050 ({minus}0.10 to +0.010): not told apart from no change." in text
+    assert f"by {minus}0.050 ({minus}0.10 to +0.010) at a KL of 5.200 nats" in text
+    assert "not told apart from no change" in text
+    del ppo["figures"]["gold_reward_change"]
+    (run / "ppo" / "manifest.json").write_text(json.dumps(ppo))
+    assert "by +0.27 (+0.21 to +0.33)" in render(read_run(run)), "then the evaluation's own figure"
 
 
 def test_hostile_text_is_shown_and_never_run(run):

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmlab.adapters.lora import LoRA, add_lora
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.engine import Completion, _closed_up, generate, stream
 from llmlab.inference.sampling import Sampling, choose, key_of, process
 from llmlab.model.transformer import Architecture, Transformer
+from llmlab.runtime import generator
 
 VOCABULARY, CONTEXT = 29, 32
 
@@ -189,6 +191,31 @@ def test_each_row_keeps_its_role_when_others_leave() -> None:
         on_token=lambda row, _: row == 0,
     )
     assert heard == [("a", "b", "c"), ("c", "b"), ("c", "b")]
+
+
+def test_rows_of_several_adapters_answer_as_each_adapter_alone() -> None:
+    model = tiny()
+    for seed, name in enumerate(("a", "b")):
+        add_lora(model, name, LoRA(rank=2, alpha=64), seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".B"):
+                parameter.normal_(0, 0.3, generator=generator(0, name))
+    prompts, roles, seeds = [[1, 2, 3], [4], [1, 2, 3], [1, 2, 3]], ("a", "base", "b", "a"), [1, 2, 1, 1]
+    together = generate(model, prompts, SECTIONS[0], [0, 5, 9], seeds, roles)
+    for ours, prompt, role, seed in zip(together, prompts, roles, seeds, strict=True):
+        assert_same(ours, generate(model, [prompt], SECTIONS[0], [0, 5, 9], [seed], role)[0])
+    assert together[0].ids == together[3].ids != together[2].ids
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_autocast_reaches_the_cache_and_leaves_training_alone(dtype: torch.dtype | None) -> None:
+    model = tiny()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        [one] = generate(model, [[1, 2, 3]], SECTIONS[0], [], [1])
+        model(torch.tensor([[1, 2, 3]])).float().square().mean().backward()
+    assert len(one.ids) == 12
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
 def test_dropout_is_off_and_each_module_gets_its_mode_back() -> None:

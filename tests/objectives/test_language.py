@@ -75,9 +75,10 @@ def test_z_loss_is_a_term_of_the_same_count() -> None:
 def test_log_softmax_is_float32_under_bf16_autocast() -> None:
     net, some = model(), batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = NextToken()(net, some).sums["cross_entropy"]
+        sums = NextToken(z_loss=1.0)(net, some).sums
+        loss = sums["cross_entropy"]
         logprobs = token_logprobs(net, some)
-    assert loss.dtype == logprobs.dtype == torch.float32
+    assert loss.dtype == logprobs.dtype == sums["z"].dtype == torch.float32
     # The sum of float32 log-probabilities of the same bf16 logits, to float32's precision and not bf16's.
     torch.testing.assert_close(loss, -logprobs.sum(), rtol=1e-6, atol=0)
 

@@ -335,25 +335,40 @@ GROW = "{{% set ns = namespace(s={}) %}}{{% for a in range(60) %}}{{% set ns.s =
         "{{ '{:>9999999999}'.format(1) }}",
         "{{ 'a'.center(9999999999) }}",
         "{{ 'a'.ljust(9999999999) }}",
-        "{{ 'a' | center(9999999999) }}",
-        "{{ 'a' | indent(9999999999) }}",
         "{{ [1] | tojson(indent=9999999999) }}",
         "{{ messages.__class__.__mro__ }}",
         "{{ ''.__class__.__base__.__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.popen('id') }}",
         "{{ messages.append(1) }}",
-        "{% include '/etc/passwd' %}",
-        "{{ [1, 2, 3] | random }}",
-        "{{ lipsum(n=99999) }}",
-        "{{ messages | first | attr('__class__') }}",
-        "{% for x in",
-        "{{ unknown_thing() }}",
-        "x" * 300_000,
     ],
 )
 def test_hostile_templates_are_stopped(template: str) -> None:
-    with pytest.raises(InputError, match="chat template"):
+    with pytest.raises(InputError, match="chat template: was stopped"):
         ChatTemplate(template + CHAT_TEMPLATE, TODAY).render({"messages": _chat(["a", "b"])})
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for x in", "no template that can be used"),
+        ("{{ [1, 2, 3] | random }}", "no template that can be used: No filter named 'random'"),
+        ("{{ 'a' | center(9999999999) }}", "No filter named 'center'"),
+        ("{{ 'a' | indent(9999999999) }}", "No filter named 'indent'"),
+        ("{{ messages | first | attr('__class__') }}", "No filter named 'attr'"),
+        ("x" * 300_000, "is 300"),
+        ("{% include '/etc/passwd' %}", "fails on these messages: no loader"),
+        ("{{ cycler.__init__.__globals__.os.popen('id') }}", "'__init__' of 'Undefined' object is unsafe"),
+        ("{{ lipsum(n=99999) }}", "'lipsum' is undefined"),
+    ],
+)
+def test_what_templates_may_not_use(template: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ChatTemplate(template + CHAT_TEMPLATE, TODAY).render({"messages": _chat(["a", "b"])})
+
+
+def test_text_methods_work_in_loops() -> None:
+    body = "{{ message.content.replace('\r\n', '\n') + '|'.join(['</s>']) + ('x' | replace('x', '')) }}"
+    renderer = _renderer(LOOP.replace("BODY", body))
+    assert sum(renderer.render(_chat(["a\nb", "c"])).learn) == 2
 
 
 def test_long_honest_chats_are_not_stopped() -> None:

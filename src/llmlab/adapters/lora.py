@@ -165,6 +165,14 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def adapter_section(model: nn.Module, name: str) -> LoRA:
+    """The settings that an adapter on a model was made with."""
+    adapter_parameters(model, name)  # refuses an unknown name
+    part = next(linear.adapters[name] for _, linear in lora_linears(model) if name in linear.adapters)
+    assert isinstance(part, LowRank)
+    return part.section
+
+
 def train_only(model: nn.Module, names: Iterable[str]) -> None:
     """Freeze everything but the adapters named."""
     for parameter in model.parameters():

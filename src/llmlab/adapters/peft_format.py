@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from llmlab.adapters.lora import LoRA, LowRank, adapter_parameters, add_lora, load_adapter, lora_linears
+from llmlab.adapters.lora import LoRA, adapter_parameters, adapter_section, add_lora, load_adapter
 from llmlab.checkpoints.native import read_json, read_safetensors, write_safetensors
 from llmlab.errors import InputError
 from llmlab.families.mapping import Entry, family_of, pair_halves, pair_neighbours
@@ -68,7 +68,7 @@ def save_adapter(
     `layout` "peft" refuses an architecture whose adapters peft cannot hold; "auto" falls back to llmlab's names.
     """
     parameters = {key: p.detach() for key, p in adapter_parameters(model, name).items()}
-    section = _section_of(model, name)
+    section = adapter_section(model, name)
     linears = sorted({key.rpartition(".")[0] for key in parameters})
     try:
         plain = plain_entries(model.architecture)
@@ -206,13 +206,6 @@ def _ours(tensors: Mapping[str, Tensor], plain: Mapping[str, Entry], place: str)
             tensor = pair_neighbours(tensor, entry.rotary)
         result[ours] = tensor
     return result
-
-
-def _section_of(model: Transformer, name: str) -> LoRA:
-    """The settings that an adapter on a model was made with."""
-    part = next(linear.adapters[name] for _, linear in lora_linears(model) if name in linear.adapters)
-    assert isinstance(part, LowRank)
-    return part.section
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:

@@ -144,20 +144,23 @@ class Actor(nn.Module):
 
 
 def static_bytes(
-    architecture: Architecture, vocab_size: int, table: Mapping[str, Role], lora: LoRA, moments: int = 2
+    architecture: Architecture, vocab_size: int, table: Mapping[str, Role], loras: Mapping[str, LoRA], moments: int = 2
 ) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state by cause, in float32, before anything is allocated.
 
-    `moments` is how many numbers the optimizer keeps a trained weight (AdamW 2). Activations are not static.
+    `loras` has the settings of each adapter in the table; `moments` is how many numbers the optimizer keeps a trained
+    weight (AdamW 2). Activations are not static.
     """
-    base, adapter, head = _sizes(architecture, vocab_size, lora)
-    adapters = {role.adapter for role in table.values() if role.adapter is not None}
+    base, head = _sizes(architecture, vocab_size)
+    adapters = {
+        role.adapter: adapter_size(base, loras[role.adapter]) for role in table.values() if role.adapter is not None
+    }
+    trained = {role.adapter for role in table.values() if role.trained and role.adapter is not None}
     scalars = [role for role in table.values() if role.head == "scalar"]
-    learning = adapter * len({role.adapter for role in table.values() if role.trained and role.adapter is not None})
-    learning += head * sum(role.trained for role in scalars)
+    learning = sum(adapters[name] for name in trained) + head * sum(role.trained for role in scalars)
     return {
-        "base": 4 * base,
-        "adapters": 4 * adapter * len(adapters),
+        "base": 4 * _numbers(base),
+        "adapters": 4 * sum(adapters.values()),
         "heads": 4 * head * len(scalars),
         "gradients": 4 * learning,
         "optimizer": 4 * learning * moments,
@@ -168,8 +171,8 @@ def separate_bytes(
     architecture: Architecture, vocab_size: int, table: Mapping[str, Role], moments: int = 2
 ) -> dict[str, int]:
     """The same roles as whole models of their own, every weight of a trained one learning: what a table saves."""
-    base, _, head = _sizes(architecture, vocab_size, LoRA())
-    sizes = {name: base + (head if role.head == "scalar" else 0) for name, role in table.items()}
+    base, head = _sizes(architecture, vocab_size)
+    sizes = {name: _numbers(base) + (head if role.head == "scalar" else 0) for name, role in table.items()}
     learning = sum(size for name, size in sizes.items() if table[name].trained)
     return {"models": 4 * sum(sizes.values()), "gradients": 4 * learning, "optimizer": 4 * learning * moments}
 
@@ -186,14 +189,20 @@ def counted_bytes(model: RoleModel) -> dict[str, int]:
     }
 
 
-def _sizes(architecture: Architecture, vocab_size: int, lora: LoRA) -> tuple[int, int, int]:
-    """Numbers in the base, in one adapter, in one scalar head."""
+def adapter_size(base: Transformer, lora: LoRA) -> int:
+    """Numbers in an adapter; `base` may be on the meta device."""
+    shapes = [base.get_parameter(f"{path}.weight").shape for path in target_paths(base, lora)]
+    return sum(lora.rank * sum(shape) for shape in shapes)
+
+
+def _sizes(architecture: Architecture, vocab_size: int) -> tuple[Transformer, int]:
+    """The base without memory, and the numbers in one scalar head."""
     with torch.device("meta"):
-        model = Transformer(architecture, vocab_size)
-        head = ScalarHead(architecture.dim)
-    shapes = [model.get_parameter(f"{path}.weight").shape for path in target_paths(model, lora)]
-    adapter = sum(lora.rank * sum(shape) for shape in shapes)
-    return sum(p.numel() for p in model.parameters()), adapter, sum(p.numel() for p in head.parameters())
+        return Transformer(architecture, vocab_size), _numbers(ScalarHead(architecture.dim))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

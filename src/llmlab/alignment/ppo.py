@@ -1,299 +1,184 @@
-"""PPO from a reward model (Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593; Ouyang et al.
-2022, arXiv 2203.02155), as one objective and one source of batches under the loop that everything else runs under.
+"""PPO from a reward model (Ouyang et al. 2022, arXiv 2203.02155): the stage, and what it came to.
 
-A rollout: draw answers to prompts, score them, estimate advantages. Then `epochs` passes over it in `minibatches`
-optimizer steps each. The rollout, the place in it, the KL controller and the place among the prompts are the batches'
-state: a run killed in the middle of an epoch goes on bit for bit with the answers it had.
+By default one frozen base serves four roles (Hydra-RLHF, arXiv 2309.00754): the policy and the critic are adapters
+that learn, the reward model is an adapter that does not, the reference is the base itself. The critic starts as a copy
+of the reward model, adapter and head, as InstructGPT's does: it foretells from its first day what it is to foretell.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Generic, Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from llmlab.adapters.roles import RoleModel
-from llmlab.alignment.rollout import Rollout, answer_logits, check_sampling, finish, lay_out, sample, score
-from llmlab.data.state import State
+from llmlab.adapters.lora import LoRA, adapter_names, adapter_section, add_lora, copy_adapter
+from llmlab.adapters.opening import base_of
+from llmlab.adapters.peft_format import load_head, load_peft, save_adapter
+from llmlab.adapters.roles import RoleModel, Roles, separate_bytes, static_bytes
+from llmlab.alignment.outcome import (
+    HELD_OUT,
+    SMALLEST,
+    TOGETHER,
+    GoldJudge,
+    ask,
+    before_and_after,
+    reference_to,
+    renderer_of,
+    spread,
+)
+from llmlab.alignment.ppo_batches import FixedKL, KLControl, PPOBatches, Rolling
+from llmlab.alignment.ppo_objective import Clipping, PPOObjective
+from llmlab.alignment.rollout import check_sampling, lay_out, score
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.data.prompts import (
+    EncodedPrompt,
+    PromptSampler,
+    PromptSource,
+    TaskPrompts,
+    prompt_files,
+    read_prompts,
+    split_prompts,
+)
+from llmlab.data.sources import Reading
 from llmlab.errors import InputError
 from llmlab.evaluation.metrics import repetition
-from llmlab.inference.engine import Completion
 from llmlab.inference.sampling import Sampling
-from llmlab.objectives.language import scatter, token_logprob
-from llmlab.objectives.objective import Objective, Terms
-from llmlab.objectives.policy import (
-    clipped_ratio_loss,
-    clipped_value_loss,
-    entropy,
-    kl_k1_value_only,
-    kl_k3_value_only,
-)
-from llmlab.recipe import KINDS, Section
-from llmlab.runtime import derive, generator
-from llmlab.stages import Session
-
-FLAT_ROLLOUTS = 3  # so many rollouts in a row without a difference between answers are no accident
+from llmlab.objectives.policy import kl_k1_value_only
+from llmlab.recipe import Section
+from llmlab.stages import Figures, Session
+from llmlab.training.loop import Training, train
+from llmlab.training.optimizers import AdamW
+from llmlab.training.schedules import Linear
+from llmlab.training.state import clear_when_full
 
 
-class Prompt(Protocol):
-    """A question as ids, rendered up to where the answer begins."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
+def _training() -> Training:
+    optimizer = AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    return Training(steps=96, optimizer=optimizer, schedule=Linear(floor=0.1), log_every=4, checkpoint_every=24)
 
 
-P = TypeVar("P", bound=Prompt)
+class PPO(Section):
+    """Reinforcement learning of the policy against the reward model."""
 
-# What is known about answers: {figure: one value an answer}. Given prompts and completions.
-Judge = Callable[[Sequence[P], Sequence[Completion]], Mapping[str, Sequence[float]]]
+    data: tuple[PromptSource, ...] = Field((TaskPrompts(),), min_length=1, description="prompts to answer")
+    held_out: float = Field(HELD_OUT, ge=SMALLEST, lt=1, description="share of prompts that is not learnt from")
+    too_long: float = Field(0.05, ge=0, lt=1, description="share of prompts that may be too long for the context")
+    roles: Roles = Field(Roles(), description="who takes part: adapters and heads on one base")
+    adapter: LoRA = Field(LoRA(), description="the low-rank adapter of the policy, and of a critic that starts fresh")
+    critic_start: Literal["reward", "zero"] = Field(
+        "reward", description="the critic begins as a copy of the reward model, or at 0"
+    )
+    sampling: Sampling = Field(
+        Sampling(max_new_tokens=32),
+        description="only max_new_tokens is free: PPO learns from the policy's own distribution",
+    )
+    rolling: Rolling = Field(Rolling(), description="how rollouts are made and used")
+    kl: KLControl = Field(FixedKL(), description="how the policy is held to the reference")
+    clipping: Clipping = Field(Clipping(), description="the loss")
+    measured: int = Field(200, gt=1, description="held-out prompts that are answered before and after")
+    training: Training = Field(
+        default_factory=_training, description="optimizer steps, epochs * minibatches of them a rollout"
+    )
 
+    @model_validator(mode="after")
+    def _possible(self) -> "PPO":
+        try:
+            check_sampling(self.sampling)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if self.rolling.minibatches > self.rolling.answers:
+            raise ValueError(f"{self.rolling.answers} answers do not make {self.rolling.minibatches} minibatches")
+        if self.roles.policy.adapter is None or not self.roles.policy.trained:
+            raise ValueError("the policy needs an adapter of its own that is trained")
+        if self.roles.reward.adapter is None:
+            raise ValueError("the reward role needs an adapter: that is what a reward model is")
+        return self
 
-class Prompts(Protocol[P]):
-    """Where prompts come from; owns its place."""
-
-    def take(self, count: int) -> list[P]: ...
-    def state(self) -> State: ...
-    def load(self, state: State) -> None: ...
-
-
-# ---------------------------------------------------------------- settings
-
-
-class _Control(Section, ABC):
-    beta: float = Field(0.05, ge=0, description="price of a nat of log(policy / reference), in units of the score")
-
-    @abstractmethod
-    def next(self, beta: float, kl: float, answers: int) -> float:
-        """The price after a rollout of `answers` answers whose mean KL was `kl`."""
-
-
-class FixedKL(_Control):
-    """The same price all along."""
-
-    kind: Literal["fixed"] = "fixed"
-
-    def next(self, beta: float, kl: float, answers: int) -> float:
-        return beta
-
-
-class AdaptiveKL(_Control):
-    """The price rises while the KL is above `target` and falls below it (Ziegler et al. 2019, section 2.2)."""
-
-    kind: Literal["adaptive"] = "adaptive"
-    target: float = Field(6.0, gt=0, description="wanted KL of an answer to the reference, in nats")
-    horizon: int = Field(10_000, gt=0, description="answers over which the price follows; more is slower")
-
-    def next(self, beta: float, kl: float, answers: int) -> float:
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        return beta * (1 + error * answers / self.horizon)
+    def files(self) -> list[Path]:
+        return prompt_files(self.data)
 
 
-KLControl = Annotated[FixedKL | AdaptiveKL, *KINDS]
+def ppo(section: PPO, base: Bundle, reward_folder: Path, out: Path, session: Session) -> Figures:
+    """Train a policy over `base` against the reward model in `reward_folder`; leaves `out/adapter`. Goes on from
+    `out/checkpoints`, in the middle of a rollout too.
 
-
-class Clipping(Section):
-    """The loss: how far a step may go, and what each term weighs."""
-
-    ratio: float = Field(0.2, gt=0, description="a ratio beyond 1 +- this earns nothing more")
-    value: float = Field(0.2, gt=0, description="how far a value may move from its old one in a rollout")
-    value_weight: float = Field(0.5, ge=0, description="of the value loss beside the policy loss")
-    entropy_weight: float = Field(0.0, ge=0, description="bonus a nat of entropy")
-
-
-class Rolling(Section):
-    """How a rollout is made and used up."""
-
-    answers: int = Field(64, gt=0, description="answers a rollout, one a prompt")
-    epochs: int = Field(2, gt=0, description="passes over a rollout")
-    minibatches: int = Field(2, gt=0, description="optimizer steps a pass")
-    micro_batch: int = Field(32, gt=0, description="answers that go through the model at once")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount a token")
-    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalized advantage estimation")
-    missing_stop_penalty: float = Field(1.0, ge=0, description="taken from the score of an answer without a stop token")
-
-
-# ---------------------------------------------------------------- objective
-
-
-@dataclass(frozen=True)
-class PPOBatch:
-    """Rows of a rollout; `figures` of the whole rollout come with the first of its batches."""
-
-    rollout: Rollout
-    figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    where: str = ""
-
-
-class PPOObjective(Objective[PPOBatch]):
-    """Clipped ratio, clipped value, entropy: means over answer tokens, one backward for policy and critic."""
-
-    def __init__(self, clipping: Clipping) -> None:
-        self.clipping = clipping
-        self.weights = {"policy": 1.0, "value": clipping.value_weight}
-        if clipping.entropy_weight:
-            self.weights["entropy"] = -clipping.entropy_weight
-
-    def counts(self, batch: PPOBatch) -> dict[str, float]:
-        return dict.fromkeys(self.weights, float(batch.rollout.mask_BT.sum()))
-
-    def amounts(self, batch: PPOBatch) -> dict[str, float]:
-        return {"tokens": float(batch.rollout.length_B.sum()), "learnt_tokens": float(batch.rollout.mask_BT.sum())}
-
-    def __call__(self, model: RoleModel, batch: PPOBatch) -> Terms:
-        model.eval()  # no dropout: the ratio compares two policies, not two noises
-        r, c = batch.rollout, self.clipping
-        mask_BT = r.mask_BT
-        where_N = mask_BT.flatten().nonzero()[:, 0]
-        policy_BTD, critic_BTD = model.hiddens(("policy", "critic"), r.ids_BT, r.at)
-        logits_NV, ids_N = answer_logits(model, policy_BTD, r.ids_BT, where_N)
-        logprobs_BT = scatter(token_logprob(logits_NV, ids_N), where_N, r.ids_BT.shape)
-        policy = clipped_ratio_loss(logprobs_BT, r.old_BT, r.advantages_BT, mask_BT, c.ratio)
-        value = clipped_value_loss(model.head("critic")(critic_BTD), r.values_BT, r.returns_BT, mask_BT, c.value)
-        entropy_N = entropy(logits_NV if c.entropy_weight else logits_NV.detach())
-        sums = {"policy": policy.loss_BT.sum(), "value": value.loss_BT.sum(), "entropy": entropy_N.sum()}
-        moved_BT = torch.where(mask_BT, kl_k3_value_only(r.old_BT, logprobs_BT.detach()), 0.0)
-        figures: dict[str, Tensor] = {
-            "clip_fraction": policy.clipped_BT.sum(),
-            "value_clip_fraction": value.clipped_BT.sum(),
-            "kl_to_old": moved_BT.sum(),
-            "entropy_per_token": entropy_N.detach().sum(),
-        }
-        of_tokens = {name: (total, float(len(where_N))) for name, total in figures.items()}
-        return Terms({name: sums[name] for name in self.weights}, of_tokens | dict(batch.figures))
-
-
-# ---------------------------------------------------------------- batches
-
-
-@dataclass
-class _Store:
-    """What a checkpoint holds beside the rollout's tensors."""
-
-    rollouts: int = 0  # made so far
-    taken: int = 0  # minibatches of the present one
-    beta: float = 0.0
-    flat: int = 0  # rollouts in a row whose scores were all equal
-    endless: int = 0  # rollouts in a row in which no answer stopped
-
-
-class PPOBatches(Generic[P]):
-    """Minibatches of rollouts, made from the policy as it is when one is used up.
-
-    `judge` only looks at answers for the report (a gold reward, say); nothing is learnt from it. `reward` scores them
-    in place of the table's reward role where it is given.
+    Figures: `gold_reward_before`, `_after` and `_change` (a program's opinion that nothing learns from) and the same
+    of proxy reward, repetition, length; `kl_after`; bytes of the role table beside those of separate models.
     """
-
-    def __init__(
-        self,
-        rolling: Rolling,
-        control: FixedKL | AdaptiveKL,
-        sampling: Sampling,
-        prompts: Prompts[P],
-        stop_ids: Collection[int],
-        session: Session,
-        judge: Judge[P] | None = None,
-        reward: Callable[[Sequence[P], Sequence[Completion]], Sequence[float]] | None = None,
-    ) -> None:
-        check_sampling(sampling)
-        self.rolling, self.control, self.sampling = rolling, control, sampling
-        self.prompts, self.stop_ids, self.session = prompts, stop_ids, session
-        self.judge, self.reward = judge, reward
-        self.rollout: Rollout | None = None
-        self._at = _Store(beta=control.beta)
-
-    def next(self, model: RoleModel) -> list[PPOBatch]:
-        model.eval()
-        figures: dict[str, tuple[float, float]] = {}
-        if self.rollout is None or self._at.taken == self.rolling.epochs * self.rolling.minibatches:
-            figures = self._roll(model)
-        assert self.rollout is not None
-        epoch, part = divmod(self._at.taken, self.rolling.minibatches)
-        random = generator(self.session.seed, "ppo order", self._at.rollouts, epoch)
-        order = torch.randperm(len(self.rollout.ids_BT), generator=random)
-        rows = order.tensor_split(self.rolling.minibatches)[part]
-        where = f"rollout {self._at.rollouts}, pass {epoch + 1}, minibatch {part + 1}"
-        self._at.taken += 1
-        parts = [self.rollout.rows(index) for index in torch.split(rows, self.rolling.micro_batch)]
-        return [PPOBatch(rows, {} if number else figures, where) for number, rows in enumerate(parts)]
-
-    def state(self) -> State:
-        tensors = {} if self.rollout is None else self.rollout.tensors()
-        return State.join(rollout=State(tensors, asdict(self._at)), prompts=self.prompts.state())
-
-    def load(self, state: State) -> None:
-        mine = state.part("rollout")
-        self._at = _Store(**mine.values)  # type: ignore[arg-type]
-        self.rollout = Rollout.from_tensors(mine.tensors).to(self.session.device) if mine.tensors else None
-        self.prompts.load(state.part("prompts"))
-
-    # ------------------------------------------------------------ a rollout
-
-    def _roll(self, model: RoleModel) -> dict[str, tuple[float, float]]:
-        """Make the next rollout; its figures as (sum, count)."""
-        number, r = self._at.rollouts, self.rolling
-        prompts = self.prompts.take(r.answers)
-        ids = [prompt.ids for prompt in prompts]
-        seeds = [derive(self.session.seed, "rollout", number, row) for row in range(len(prompts))]
-        done = sample(model, ids, self.sampling, self.stop_ids, seeds, self.session.autocast)
-        answers = lay_out(ids, done, self.session.device)
-        scored = score(model, answers, r.micro_batch, self.session.autocast)
-        if self.reward is not None:
-            given = torch.tensor(self.reward(prompts, done), device=self.session.device)
-            scored = replace(scored, scores_B=given.float())
-        scores_B = scored.scores_B - r.missing_stop_penalty * (~answers.stopped_B)
-        self.rollout = finish(answers, scored, scores_B, self._at.beta, r.gamma, r.lam)
-        figures = rollout_figures(self.rollout, scored.scores_B, answers.stopped_B, done)
-        figures["beta"] = (self._at.beta, 1.0)
-        if self.judge is not None:
-            judged = self.judge(prompts, done).items()
-            figures |= {name: (float(sum(values)), float(len(values))) for name, values in judged}
-        self._refuse_flat(scores_B, answers.stopped_B)
-        kl, answered = figures["kl"]
-        self._at.beta = self.control.next(self._at.beta, kl / answered, r.answers)
-        self._at.rollouts, self._at.taken = number + 1, 0
-        return figures
-
-    def _refuse_flat(self, scores_B: Tensor, stopped_B: Tensor) -> None:
-        """No difference between answers, or no end to any: there is nothing to learn from (trap 32)."""
-        a = self._at
-        a.flat = a.flat + 1 if bool((scores_B == scores_B[0]).all()) else 0
-        a.endless = a.endless + 1 if not bool(stopped_B.any()) else 0
-        if a.flat >= FLAT_ROLLOUTS:
-            raise InputError(
-                "ppo",
-                f"all answers of {a.flat} rollouts in a row have the same score ({float(scores_B[0]):.4g})",
-                "is the reward model trained, and are prompts put through the chat template?",
-            )
-        if a.endless >= FLAT_ROLLOUTS:
-            raise InputError(
-                "ppo",
-                f"no answer of {a.endless} rollouts in a row came to a stop token",
-                "raise sampling.max_new_tokens, or fine-tune longer before",
-            )
+    renderer = renderer_of(base)
+    model = roles_of(section, base, reward_folder, session)
+    sides = split_prompts(read_prompts(section.data, session.seed, Reading()), section.held_out, session.seed)
+    longest = base.architecture.context - section.sampling.max_new_tokens
+    prompts = PromptSampler(sides[0], renderer, longest, session.seed, section.too_long)
+    held = PromptSampler(spread(sides[1], section.measured), renderer, longest, session.seed, section.too_long)
+    judge = GoldJudge(renderer.tokenizer)
+    batches = PPOBatches(
+        section.rolling, section.kl, section.sampling, prompts, renderer.stop_ids, session, judge=judge
+    )
+    figures = train(model, PPOObjective(section.clipping), batches, section.training, out, session)
+    with clear_when_full(out):
+        save_adapter(out / "adapter", model.base, str(section.roles.policy.adapter), reference_to(base))
+    figures |= {"rollouts": batches.rollouts, "data": {"prompts": len(prompts.prompts), "refused": prompts.refused}}
+    before, after = (
+        look(model, role, held.prompts, section.sampling, renderer.stop_ids, judge, session)
+        for role in ("reference", "policy")
+    )
+    adapters = {name: adapter_section(model.base, name) for name in adapter_names(model.base)}
+    figures["static_bytes"] = static_bytes(base.architecture, base.model.vocab_size, model.table, adapters)
+    figures["separate_bytes"] = separate_bytes(base.architecture, base.model.vocab_size, model.table)
+    return figures | before_and_after(before, after, session.seed)
 
 
-def rollout_figures(
-    rollout: Rollout, scores_B: Tensor, stopped_B: Tensor, completions: Sequence[Completion]
-) -> dict[str, tuple[float, float]]:
-    """What to know about a rollout, as (sum, count): by answer, or by answer token where the name says so."""
-    mask_BT = rollout.mask_BT
-    rows, tokens = float(len(mask_BT)), float(mask_BT.sum())
-    old_N, reference_N = rollout.old_BT[mask_BT], rollout.reference_BT[mask_BT]
-    returns_N, values_N = rollout.returns_BT[mask_BT], rollout.values_BT[mask_BT]
-    mismatch_N = (rollout.sampler_BT[mask_BT] - old_N).abs()
-    spread = float(returns_N.var(correction=0))
-    explained = 1 - float((returns_N - values_N).var(correction=0)) / spread if spread else 0.0
+def roles_of(section: PPO, base: Bundle, reward_folder: Path, session: Session) -> RoleModel:
+    """The table on `base`, the reward model and the critic that starts from it filled in."""
+    table, folder = section.roles.table(), reward_folder / "adapter"
+    judged, starts = base_of(folder), base.origin
+    if _place(judged) != _place(starts):
+        raise InputError(
+            str(folder), f"is a reward model on {judged}, the policy starts from {starts}", "share the base"
+        )
+    model = base.model.to(session.device)
+    reward, critic = str(table["reward"].adapter), table["critic"].adapter
+    load_peft(folder, model, reward)
+    copies = section.critic_start == "reward" and critic not in (None, table["policy"].adapter)
+    if copies:
+        add_lora(model, str(critic), adapter_section(model, reward), session.seed)
+        copy_adapter(model, reward, str(critic))
+    roles = RoleModel(model, table, section.adapter, session.seed)
+    load_head(folder, roles.head("reward"))
+    if copies:
+        load_head(folder, roles.head("critic"))
+    return roles
+
+
+def _place(origin: str) -> str:
+    """A stage folder, whether it was named itself or by what lies in it."""
+    path = Path(origin)
+    return str(path.parent if path.name in ("model", "adapter") else path)
+
+
+@torch.no_grad()
+def look(
+    model: RoleModel,
+    role: str,
+    prompts: list[EncodedPrompt],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    judge: GoldJudge,
+    session: Session,
+) -> dict[str, Any]:
+    """What a role answers to held-out prompts, one value an answer: gold reward and its parts, proxy reward, KL to
+    the reference, repetition, length, whether it stopped. Equal noise for whichever role."""
+    ids = [prompt.ids for prompt in prompts]
+    done = ask(model.base, ids, sampling, stop_ids, session.seed, model.role(role).adapter)
+    answers = lay_out(ids, done, session.device)
+    scored = score(model, answers, TOGETHER, session.autocast)
+    own_BT = scored.reference_BT if role == "reference" else scored.old_BT
     return {
-        "proxy_reward": (float(scores_B.sum()), rows),
-        "kl": (float(kl_k1_value_only(old_N, reference_N).sum()), rows),
-        "kl_k3": (float(kl_k3_value_only(old_N, reference_N).sum()), rows),
-        "answer_tokens": (tokens, rows),
-        "stopped": (float(stopped_B.sum()), rows),
-        "repetition": (sum(repetition(done.ids) for done in completions), rows),
-        "sampler_mismatch_mean": (float(mismatch_N.sum()), tokens),
-        "sampler_mismatch_max": (float(mismatch_N.max()), 1.0),
-        "value_explained": (explained, 1.0),
+        **judge(prompts, done),
+        "proxy_reward": scored.scores_B.tolist(),
+        "kl": kl_k1_value_only(own_BT, scored.reference_BT).sum(1).tolist(),
+        "repetition": [repetition(one.ids) for one in done],
+        "answer_tokens": [float(len(one.ids)) for one in done],
+        "stopped": answers.stopped_B.float().tolist(),
     }

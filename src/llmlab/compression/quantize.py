@@ -116,7 +116,7 @@ def largest_error(model: Transformer, quantized: Transformer) -> float:
     pairs.append((model.embedding.weight, there["embedding"]))
     if model.head is None:
         pairs.append((model.embedding.weight, there["head"]))
-    return max(float((weight - module.weight).abs().max()) for weight, module in pairs)
+    return max(float((weight.detach() - module.weight).abs().max()) for weight, module in pairs)
 
 
 # ---------------------------------------------------------------- files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,3 +106,22 @@ def collate_pairs(
         raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected")
     both = collate([*chosen, *rejected], pad_id, length, side)
     return PairBatch(both.ids_BT, both.targets_BT, both.at, tuple(tags))
+
+
+class Sequences:
+    """Rendered sequences (ids, learn), kept flat: 5 bytes a token. `fingerprint` names their content."""
+
+    def __init__(self, sequences: Sequence[tuple[Ids, Learn]]) -> None:
+        self._ends = np.cumsum([len(ids) for ids, _ in sequences], dtype=np.int64)
+        self._ids = np.concatenate([np.asarray(ids, np.int32) for ids, _ in sequences] or [np.empty(0, np.int32)])
+        self._learn = np.concatenate([np.asarray(learn, bool) for _, learn in sequences] or [np.empty(0, bool)])
+        content = hashlib.sha256(self._ends.tobytes() + self._ids.tobytes() + self._learn.tobytes())
+        self.fingerprint = content.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """(ids int32 [n], learn bool [n]) of one row."""
+        cut = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        return self._ids[cut], self._learn[cut]

@@ -1,16 +1,14 @@
 """Chats to learn answers from: where they come from, which are held out, and how they become batches."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from llmlab.data import bundled, tasks
-from llmlab.data.batch import Batch, collate
+from llmlab.data.batch import Batch, Sequences, collate
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, asked, first_question, instruction, messages, text
 from llmlab.data.order import ShuffledOrder
@@ -20,7 +18,7 @@ from llmlab.data.state import State
 from llmlab.data.tables import Table
 from llmlab.errors import InputError
 from llmlab.recipe import KINDS, Section
-from llmlab.tokenization.chat import Renderer
+from llmlab.tokenization.chat import Rendered, Renderer
 
 
 @dataclass(frozen=True)
@@ -167,26 +165,21 @@ def split_chats(chats: Sequence[Chat], held: float, seed: int) -> tuple[list[Cha
     return split_by_prompt(chats, lambda chat: first_question(chat.messages), held, seed)
 
 
+def chat_files(sources: Sequence[ChatSource]) -> list[Path]:
+    """The files that the sources read."""
+    return [path for source in sources for path in source.files()]
+
+
 # ---------------------------------------------------------------- batches
 
 
-class Rows:
-    """Rendered sequences (ids, learn), kept flat: 5 bytes a token. `fingerprint` names their content."""
+def ended(rendered: Rendered) -> int:
+    """Where a rendered chat ends for training: behind its last learnt token, which is where generation ends too.
 
-    def __init__(self, sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> None:
-        self._ends = np.cumsum([len(ids) for ids, _ in sequences], dtype=np.int64)
-        self._ids = np.concatenate([np.asarray(ids, np.int32) for ids, _ in sequences] or [np.empty(0, np.int32)])
-        self._learn = np.concatenate([np.asarray(learn, bool) for _, learn in sequences] or [np.empty(0, bool)])
-        content = hashlib.sha256(self._ends.tobytes() + self._ids.tobytes() + self._learn.tobytes())
-        self.fingerprint = content.hexdigest()[:16]
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """(ids int32 [n], learn bool [n]) of one row."""
-        cut = slice(self._ends[index - 1] if index else 0, self._ends[index])
-        return self._ids[cut], self._learn[cut]
+    What a template writes after it (a line break, mostly) teaches nothing, and a score read there would be read one
+    token later than that of an answer just generated.
+    """
+    return len(rendered.learn) - next((at for at, learnt in enumerate(reversed(rendered.learn)) if learnt), 0)
 
 
 @dataclass(frozen=True)
@@ -209,7 +202,7 @@ class Fit:
 class ChatBatches:
     """Batches of chats for the training loop: `batch_size` rows a step, in micro-batches, shuffled anew each epoch.
 
-    Rows longer than `context` are cut on the right. One whose learnt tokens are cut away entirely would teach nothing
+    A chat longer than `context` is cut on the right. One whose learnt tokens are cut away entirely would teach nothing
     and divide by nothing: it is refused and counted, and more than a share of `refused` of them is an `InputError`.
     """
 
@@ -248,11 +241,12 @@ class ChatBatches:
         self.order.load(state)
 
 
-def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: float) -> tuple[Rows, Fit]:
+def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: float) -> tuple[Sequences, Fit]:
     kept, cut, lost = list[tuple[Sequence[int], Sequence[bool]]](), 0, list[str]()
     for chat in chats:
         rendered = renderer.render(chat.messages)
-        ids, learn = rendered.ids[:context], rendered.learn[:context]
+        end = min(context, ended(rendered))
+        ids, learn = rendered.ids[:end], rendered.learn[:end]
         if not any(learn[1:]):
             lost.append(chat.source)
             continue
@@ -263,4 +257,4 @@ def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: floa
         problem = f"{len(lost)} of {len(chats)} answers are cut away entirely by the context of {context} tokens"
         raise InputError("chats", f"{problem}, as in {lost[0]}" if lost else "there are none", hint if lost else "")
     tokens, learnt = sum(len(ids) for ids, _ in kept), sum(sum(learn) for _, learn in kept)
-    return Rows(kept), Fit(len(kept) - cut, cut, len(lost), tokens, learnt)
+    return Sequences(kept), Fit(len(kept) - cut, cut, len(lost), tokens, learnt)

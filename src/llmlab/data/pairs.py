@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from llmlab.data import tasks
-from llmlab.data.batch import PairBatch, collate_pairs
-from llmlab.data.chats import Exercises, Rows
+from llmlab.data.batch import PairBatch, Sequences, collate_pairs
+from llmlab.data.chats import Exercises, ended
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, asked, first_question, instruction, message, messages
 from llmlab.data.order import ShuffledOrder
@@ -169,17 +169,17 @@ class PairBatches:
         sequences, self.tags, lost = list[tuple[list[int], list[bool]]](), list[str](), list[str]()
         for pair in pairs:
             sides = [_rendered(pair.messages, answer, renderer) for answer in (pair.chosen, pair.rejected)]
-            if any(len(ids) > context for ids, _ in sides):
+            if any(len(ids) > context for ids, _ in sides) or sides[0] == sides[1]:
                 lost.append(pair.source)
             else:
                 sequences += sides
                 self.tags.append(pair.tag)
         self.refused = len(lost)
         if len(lost) > refused * len(pairs) or not sequences:
-            problem = f"{len(lost)} of {len(pairs)} do not fit into the context of {context} tokens"
+            problem = f"{len(lost)} of {len(pairs)} do not fit into the context of {context} tokens, or read alike"
             hint = f"a longer context, shorter pairs, or allow more than {refused:g}"
             raise InputError("pairs", f"{problem}, as in {lost[0]}" if lost else "there are none", hint if lost else "")
-        self.rows = Rows(sequences)
+        self.rows = Sequences(sequences)
         self.batch_size, self.micro_batch, self._pad = batch_size, micro_batch, renderer.tokenizer.pad_id
         self.order = ShuffledOrder(len(self.tags), seed, "pairs", self.rows.fingerprint)
 
@@ -211,9 +211,9 @@ class PairBatches:
 
 
 def _rendered(dialogue: Messages, answer: str, renderer: Renderer) -> tuple[list[int], list[bool]]:
-    """The dialogue with this answer; learnt is the last answer only."""
+    """The dialogue with this answer, up to its stop token; learnt is the last answer only."""
     rendered = renderer.render([*dialogue, {"role": "assistant", "content": answer}])
-    learn = rendered.learn
-    end = max(at for at, learnt in enumerate(learn) if learnt)
-    start = next((at for at in range(end, -1, -1) if not learn[at]), -1)
-    return rendered.ids, [start < at <= end for at in range(len(learn))]
+    end = ended(rendered)
+    learn = rendered.learn[:end]
+    start = end - next((back for back, learnt in enumerate(reversed(learn)) if not learnt), end)
+    return rendered.ids[:end], [at >= start for at in range(end)]

@@ -1,10 +1,11 @@
 """Prompts for reinforcement learning: questions whose answers the policy is to find itself."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from llmlab.data.batch import Sequences
 from llmlab.data.chats import Exercises, FileChats
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, first_question
@@ -75,10 +76,9 @@ def read_prompts(sources: Sequence[PromptSource], seed: int, reading: Reading | 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The first of those that ask the same."""
-    key: Callable[[Prompt], tuple[str, ...]] = lambda prompt: tuple(m["role"] + m["content"] for m in prompt.messages)  # noqa: E731
-    seen = dict[tuple[str, ...], Prompt]()
+    seen = dict[tuple[tuple[str, str], ...], Prompt]()
     for prompt in prompts:
-        seen.setdefault(key(prompt), prompt)
+        seen.setdefault(tuple((turn["role"], turn["content"]) for turn in prompt.messages), prompt)
     return list(seen.values())
 
 
@@ -93,7 +93,7 @@ def prompt_files(sources: Sequence[PromptSource]) -> list[Path]:
 
 
 class PromptSampler:
-    """Takes prompts in shuffled order, epoch after epoch. Those longer than `longest` tokens are refused and counted."""
+    """Takes prompts in shuffled order, epoch after epoch; those longer than `longest` tokens are refused, counted."""
 
     def __init__(
         self, prompts: Sequence[Prompt], renderer: Renderer, longest: int, seed: int, refused: float = 0.05
@@ -118,6 +118,4 @@ class PromptSampler:
 
 
 def _fingerprint(prompts: Sequence[EncodedPrompt]) -> str:
-    from llmlab.data.chats import Rows
-
-    return Rows([(prompt.ids, [False] * len(prompt.ids)) for prompt in prompts]).fingerprint
+    return Sequences([(prompt.ids, [False] * len(prompt.ids)) for prompt in prompts]).fingerprint

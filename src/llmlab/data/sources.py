@@ -99,11 +99,12 @@ class Files(Section):
         """One document a row; a row without text is skipped and counted, too many of them are an error."""
         columns = (self.text,) if isinstance(self.text, str) else self.text
         here, names = Reading(), set[str]()
+        unit = "line" if ending(path) in ("jsonl", "csv") else "row"
         for number, row in rows(path, self.encoding, columns):
             here.rows += 1
             text = text_of(row, columns)
             if isinstance(text, Problem):
-                here.skip(f"line {number} {text.what}")
+                here.skip(f"{unit} {number} {text.what}")
                 reading.skip(f"{name}:{number} {text.what}")
                 names.update(row if isinstance(row, dict) else ())
             else:

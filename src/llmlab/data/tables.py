@@ -45,7 +45,7 @@ class Table(Section):
             yield from self._file(path, name, convert, reading)
 
     def _file(self, path: Path, name: str, convert: Convert[X], reading: Reading) -> Iterator[tuple[str, X]]:
-        here, seen = Reading(), dict[str, None]()
+        here, seen, reasons = Reading(), dict[str, None](), dict[str, int]()
         for number, row in rows(path, self.encoding, _columns(path)):
             if here.rows == self.limit:
                 break
@@ -54,7 +54,8 @@ class Table(Section):
                 seen.update(dict.fromkeys(map(str, row)))
             made = row if isinstance(row, Problem) else self._made(row, convert)
             if isinstance(made, Problem):
-                here.skip(f"line {number} {made.what}")
+                here.skip(made.what)
+                reasons.setdefault(made.what, number)
                 reading.skip(f"{name}:{number} {made.what}")
             else:
                 yield f"{name}:{number}", made
@@ -62,7 +63,7 @@ class Table(Section):
         if not here.rows:
             raise InputError(str(path), "holds no rows")
         if here.skipped > self.bad_rows * here.rows:
-            raise self._too_many(path, here, list(seen))
+            raise self._too_many(path, here, list(seen), reasons)
 
     def _made(self, row: Any, convert: Convert[X]) -> X | Problem:
         if not isinstance(row, Mapping):
@@ -72,8 +73,8 @@ class Table(Section):
             return Problem(f"has no field {missing[0]!r}")
         return convert({**row, **{ours: row[theirs] for ours, theirs in self.columns.items()}})
 
-    def _too_many(self, path: Path, here: Reading, seen: list[str]) -> InputError:
-        listed = "; ".join(here.examples[:3]) + ("; ..." if here.skipped > 3 else "")
+    def _too_many(self, path: Path, here: Reading, seen: list[str], reasons: dict[str, int]) -> InputError:
+        listed = "; ".join(f"line {number} {what}" for what, number in list(reasons.items())[:3])
         hint = f"mend them, or allow more: bad_rows is {self.bad_rows:g}"
         if here.skipped == here.rows and seen:
             wrong = [theirs for theirs in self.columns.values() if theirs not in seen]

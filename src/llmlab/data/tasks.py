@@ -34,7 +34,7 @@ Language = Literal["en", "zh"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Tag = Literal["correct", "manner"]
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "air alone also always anchor arm art away back bed began best black blue board boat body bold bone book bow boy "
     "brain bread break bring broad broken brow call calm came canvas captain care cast chance chase chief child clear "
     "close coast coat cold come cook cool cross cry cut dark day deck deep dog door down draw drink drop dry each ear "
@@ -51,16 +51,16 @@ WORDS = (
     "tail tall tell ten thick thin think three throw tide time top touch town tree true turn twelve twenty two vast "
     "vessel voice voyage wall warm watch water way whale white wide wild wind window winter wise wood word work world "
     "year yellow young"
-).split()  # noqa: SIM905
+).split()
 SIGNS = (
     "人天山水火风马牛羊鱼鸟花草木石田土城门车船刀弓箭旗鼓兵将王帝臣父母子女兄弟东西南北上下左右前后大小长短高低"
     "多少新老早晚日月星云雨雪江河海湖路桥金银铜米酒肉茶衣书信心手足目耳口头面红黄青白黑"
 )
-NAMES = (
+NAMES = (  # noqa: SIM905
     "曹操 刘备 关羽 张飞 孔明 孙权 周瑜 赵云 吕布 董卓 貂蝉 袁绍 黄忠 马超 司马懿 诸葛亮 夏侯惇 太史慈 鲁肃 徐庶 荆州 "
     "许昌 洛阳 长安 成都 江东 汉中 赤壁 官渡 天下 将军 丞相 大军 兵马 百姓 夫人 先生 主公 英雄 天子 太守 军师 城门 "
     "粮草 水军 战船 东风 火攻 大将军 青龙刀 赤兔马 虎牢关 桃园结义 三顾茅庐 草船借箭 空城计"
-).split()  # noqa: SIM905
+).split()
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _wrong(task: Task, rng: random.Random) -> str:
         number = int(task.answer)
         return str(rng.choice([wrong for wrong in range(number - 2, number + 3) if wrong > 0 and wrong != number]))
     if task.kind == "compare":
-        return next(number for number in re.findall(r"\d+", task.prompt) if number != task.answer)
+        return str(next(number for number in re.findall(r"\d+", task.prompt) if number != task.answer))
     items = task.answer.split(voice.between)
     while True:
         changed, at = list(items), rng.randrange(len(items))
@@ -286,7 +286,7 @@ def _other(task: Task, item: str, rng: random.Random) -> str:
 
 
 def exact(task: Task, text: str) -> bool:
-    """Whether the answer is right to the letter. White space around it, a full stop and the closing do not count."""
+    """Whether the answer is right to the letter. How wide a space is, a full stop at the end and closings do not count."""
     return _bare(task, text) == task.answer
 
 
@@ -301,7 +301,7 @@ def gold(task: Task, text: str) -> Gold:
 
 def _bare(task: Task, text: str) -> str:
     voice = VOICES[task.language]
-    return text.replace(voice.closing, " ").strip().removesuffix(voice.stop).strip()
+    return " ".join(text.replace(voice.closing, " ").split()).removesuffix(voice.stop).rstrip()
 
 
 def _similarity(a: str, b: str) -> float:

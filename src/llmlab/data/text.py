@@ -66,7 +66,8 @@ def prepare_text(section: Text, out: Path, session: Session) -> Figures:
         sides = _split(spool, held_out(keys, sizes, section.held_out), out)
     finally:
         spool.unlink(missing_ok=True)
-    funnel = {"section": chosen, "reading": asdict(reading), "steps": [asdict(step) for step in steps], **sides}
+    seen = {"files": reading.files, "rows": reading.rows, "skipped_rows": reading.skipped, "examples": reading.examples}
+    funnel = {"section": chosen, "reading": seen, "steps": [asdict(step) for step in steps], **sides}
     atomic_json(done, funnel)
     return _figures(funnel)
 

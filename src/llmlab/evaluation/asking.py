@@ -58,7 +58,7 @@ class Asker:
         return Answer(text_of(self.tokenizer, said), ids, finished)
 
 
-def user(text: str) -> list[Message]:
+def user(text: str) -> list[dict[str, str]]:
     """A conversation that begins with this."""
     return [{"role": "user", "content": text}]
 

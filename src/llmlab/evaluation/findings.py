@@ -55,6 +55,13 @@ def by_policy(run: RunRecord, metric: str) -> dict[str, Measured]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def exact_match(run: RunRecord) -> dict[str, Measured]:
+    """Exact match on held-out exercises over the policies; without an evaluation, what fine-tuning itself saw."""
+    found = by_policy(run, "exact_match")
+    own = measured(run.figures("sft"), "held_out_exact_match")
+    return found if found or own is None else {"sft": own}
+
+
 def difference(run: RunRecord, a: str, b: str, metric: str) -> tuple[Measured, str] | None:
     """What changed in a metric from policy a to policy b, item by item, with its verdict."""
     for row in _list(run.figures("evaluate").get("comparisons")):
@@ -109,7 +116,7 @@ def _tiles(run: RunRecord) -> Iterator[Tile]:
     if bits is not None:
         note = f"byte 6-gram {others['byte_6gram']:.2f}" if "byte_6gram" in others else "on held-out text"
         yield Tile("bits per byte", f"{bits.value:.2f}", note)
-    exact = by_policy(run, "exact_match")
+    exact = exact_match(run)
     if "sft" in exact:
         before = next((exact[name] for name in ("pretrain", "base") if name in exact), None)
         note = f"{percent(before.value)} before" if before else spread(exact["sft"], percent)
@@ -131,13 +138,28 @@ def _tiles(run: RunRecord) -> Iterator[Tile]:
 
 
 def gold_change(run: RunRecord) -> tuple[Measured, str] | None:
-    """How PPO moved the gold reward of held-out prompts, from where it started."""
+    """How PPO moved the gold reward of held-out prompts: as the stage itself measured it, else the evaluation."""
+    change = measured(run.figures("ppo"), "gold_reward_change")
+    if change is not None and change.low is not None and change.high is not None:
+        return change, "better" if change.low > 0 else "worse" if change.high < 0 else "not told apart"
     for start in ("sft", "base", "pretrain"):
         found = difference(run, start, "ppo", "gold_reward")
         if found is not None:
             return found
-    change = measured(run.figures("ppo"), "gold_reward_change", "gold_change", "gold_difference")
-    return None if change is None else (change, "")
+    return None
+
+
+def changes(figures: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a stage measured before and after itself, on the same prompts."""
+    rows = []
+    for key in figures:
+        name = key.removesuffix("_change")
+        change = measured(figures, key) if key.endswith("_change") else None
+        before, after = measured(figures, f"{name}_before"), measured(figures, f"{name}_after")
+        if change is not None and before is not None and after is not None:
+            row = {"name": name.replace("_", " "), "before": short(before.value), "after": short(after.value)}
+            rows.append(row | {"change": signed(change.value), "interval": spread(change, signed)})
+    return rows
 
 
 def _smallest(run: RunRecord) -> tuple[str, float, float | None] | None:
@@ -178,7 +200,7 @@ def _sentences(run: RunRecord) -> Iterator[str]:
 
 def _tuning(run: RunRecord) -> Iterator[str]:
     """What fine-tuning, the reward model and PPO came to."""
-    exact = by_policy(run, "exact_match")
+    exact = exact_match(run)
     if "sft" in exact:
         before = next((name for name in ("pretrain", "base") if name in exact), None)
         start = f"from {percent(exact[before].value)} " if before else ""
@@ -193,7 +215,9 @@ def _tuning(run: RunRecord) -> Iterator[str]:
     if moved is not None:
         change, verdict = moved
         tail = ": not told apart from no change" if verdict == "not told apart" else ""
-        moves = f"by {signed(change.value)}{_between(change, signed)}{tail}"
+        far = measured(run.figures("ppo"), "kl_after")
+        cost = f" at a KL of {short(far.value)} nats from where it started" if far else ""
+        moves = f"by {signed(change.value)}{_between(change, signed)}{cost}{tail}"
         yield f"PPO moves the gold reward, a program it never learns from, {moves}."
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.data.batch import Ids
 from llmlab.data.files import TEXTS, ending
+from llmlab.data.rows import rows
 from llmlab.data.shards import TokenShards
 from llmlab.data.text import joined
 from llmlab.errors import InputError, Stopped
@@ -19,7 +20,7 @@ from llmlab.evaluation.perplexity import held_out_documents
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.evaluation.tasks import AnyTask
 from llmlab.evaluation.tasks.base import Result, Subject, Task
-from llmlab.recipe import Section
+from llmlab.recipe import Section, read_yaml
 from llmlab.runtime import derive
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -49,14 +50,16 @@ def evaluate_model(
     names: Sequence[str | Task] = (),
     data: Path | None = None,
     limit: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """`{"tasks": [{name, metric, value, interval, n, ...}]}`.
 
-    Without names: the task that `data` is for, else all that can run on what is there. The held-out text of the run
-    that a model comes from is found beside it. Errors: InputError for an unknown task, and for a task without its file.
+    Without names: the task that `data` is for, else all that can run on what is there. Of a model that a run made, the
+    run's own held-out text and seed are taken, so nothing it was trained on is asked. Errors: InputError for an unknown
+    task, and for a task without its file.
     """
     held_out = _held_out_beside(bundle)
+    seed = _seed_beside(bundle) if seed is None else seed
     chosen = names or ([_task_for(data)] if data is not None else [name for name in STANDARD if _can(name, held_out)])
     results: list[Result] = []
     for name in chosen:
@@ -75,20 +78,22 @@ def _can(name: str, held_out: Sequence[Ids] | None) -> bool:
 
 
 def _task_for(data: Path) -> str:
-    """The task that a file is for, by its kind and its first row's fields."""
+    """The task that a file is for, by its ending and the fields of its first row."""
     if not data.exists():
         raise InputError("data", f"{str(data)!r} does not exist")
     if data.is_dir() or ending(data) in TEXTS:
         return "bits_per_byte"
-    return "multiple_choice"
+    first = next((row for _, row in rows(data, "utf-8", ()) if isinstance(row, dict)), {})
+    if "text" in first:
+        return "bits_per_byte"
+    return "pairs" if "chosen" in first else "multiple_choice"
 
 
 def _held_out_beside(bundle: Bundle) -> list[Ids] | None:
     """The held-out text of the run whose stage this model was read from, if it was and the tokenizer is the same."""
     if bundle.tokenizer is None:
         return None
-    origin = Path(bundle.origin)
-    for parent in [origin, *origin.parents][:4]:
+    for parent in _around(bundle):
         folder = parent / "tokenizer" / "held_out"
         if (folder / "index.json").is_file():
             shards = TokenShards(folder)
@@ -98,6 +103,21 @@ def _held_out_beside(bundle: Bundle) -> list[Ids] | None:
                 return None
             return held_out_documents(shards)
     return None
+
+
+def _seed_beside(bundle: Bundle) -> int:
+    """The seed of the run that this model comes from, else 0. What is held out depends on it."""
+    for parent in _around(bundle):
+        if (parent / "recipe.yaml").is_file():
+            seed = read_yaml(parent / "recipe.yaml").get("seed")
+            return seed if isinstance(seed, int) else 0
+    return 0
+
+
+def _around(bundle: Bundle) -> list[Path]:
+    """Where a run's folder may be, seen from its stage's model."""
+    origin = Path(bundle.origin)
+    return [origin, *origin.parents][:4]
 
 
 # ---------------------------------------------------------------- every policy of a run

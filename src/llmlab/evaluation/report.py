@@ -38,6 +38,8 @@ TITLES = {
 CURVES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "proxy_reward": ("Proxy reward", "reward model's score", ()),
     "gold_reward": ("Gold reward", "program's score", ("held_out_gold_reward",)),
+    "gold_correct": ("Gold reward, part: right", "share", ()),
+    "gold_manner": ("Gold reward, part: courteous", "share", ()),
     "kl": ("KL to the reference", "nats per answer", ()),
     "repetition": ("Repetition", "share of 4-grams", ("held_out_repetition",)),
     "response_length": ("Answer length", "tokens", ()),
@@ -56,10 +58,13 @@ METRICS = {
     "bits_per_byte": "Bits per byte",
     "exact_match": "Exact match",
     "gold_reward": "Gold reward",
+    "courteous": "Courteous answers",
     "repetition": "Repetition of samples",
     "accuracy": "Accuracy",
     "accuracy_per_byte": "Accuracy, per byte",
+    "accuracy_per_token": "Accuracy, per token",
 }
+SHARES = {"exact_match", "courteous", "accuracy", "accuracy_per_byte", "accuracy_per_token"}
 LOWER_IS_BETTER = {"bits_per_byte", "repetition"}
 
 
@@ -145,6 +150,7 @@ def stage_section(run: RunRecord, record: StageRecord) -> dict[str, Any]:
         "bars": reference_bars(run) if record.name == "pretrain" else Markup(""),
         "curves": [one for one in [*main, *(curve(record, name, {}) for name in alone)] if one["svg"]],
         "more": [one for one in (curve(record, name, {}) for name in rest) if one["svg"]],
+        "changes": findings.changes(record.figures),
         "figures": list(scalars(record.figures)),
     }
 
@@ -241,7 +247,7 @@ def metric_rows(run: RunRecord) -> Iterator[dict[str, Any]]:
             if own in (metric.replace("_", " "), "held out", "exercises", "samples")
             else f"{title}: {own}",
             "better": "lower is better" if metric in LOWER_IS_BETTER else "higher is better",
-            "svg": bar_plot(title, "", bars, 340, top=1.0 if "accuracy" in metric or metric == "exact_match" else None),
+            "svg": bar_plot(title, "", bars, 340, top=1.0 if metric in SHARES else None),
             "n": next((v.n for v in there.values() if v.n), None),
         }
 

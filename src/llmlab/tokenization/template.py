@@ -156,8 +156,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             budget.charge(len(owner))
             if name == "join":
                 return _join(__context, args[0] if args else [], owner)
-            if name == "replace":
-                return _replace(__context, owner, *args, **kwargs)
+            if name == "replace":  # in a loop Jinja adds arguments of its own
+                given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+                return _replace(__context, owner, *args, **given)
         return super().call(__context, __obj, *args, **kwargs)
 
 

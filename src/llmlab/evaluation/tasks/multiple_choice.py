@@ -13,6 +13,8 @@ from llmlab.evaluation.choices import likelihoods, read_items
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject, proportion
 
+ENOUGH = 50  # items of a subject for a row of its own; an interval over fewer says next to nothing
+
 
 class Task(base.Task):
     """Questions with fixed answers: PIQA, CMMLU, BLiMP, BIG-bench, or question/choices/answer rows."""
@@ -33,8 +35,8 @@ class Task(base.Task):
         chance = float(np.mean([1 / len(item.choices) for item in items]))
         results = [proportion(name, "accuracy", raw, chance=chance)]
         results.append(proportion(name, "accuracy_per_byte", normed, chance=chance))
-        subjects = sorted({item.subject for item in items} - {""})
-        for one in subjects if len(subjects) <= 20 else []:
+        for one in sorted({item.subject for item in items} - {""}):
             hits = [hit for hit, item in zip(raw, items, strict=True) if item.subject == one]
-            results.append(proportion(f"{name}/{one}", "accuracy", hits))
+            if len(hits) >= ENOUGH:
+                results.append(proportion(f"{name}/{one}", "accuracy", hits))
         return results
