@@ -25,6 +25,7 @@ from llmlab.adapters.lora import (
 from llmlab.errors import InputError, LlmlabError
 from llmlab.model.linear import Linear
 from llmlab.model.places import Places
+from llmlab.model.quantized import Int8Linear
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
 from llmlab.runtime import generator
@@ -251,3 +252,22 @@ def test_a_fresh_adapter_takes_the_models_mode() -> None:
         model = build().train(training)
         add_lora(model, "a", LoRA(rank=2, dropout=0.5), seed=0)
         assert all(module.training == training for module in model.modules())
+
+
+def test_over_quantised_weights() -> None:
+    """QLoRA (Dettmers et al. 2023): the codes stay, the adapter learns through them, and a merge is refused."""
+    model = build()
+    for block in model.blocks:
+        for part in ("query", "output"):
+            linear = getattr(block.attention, part)
+            setattr(block.attention, part, Int8Linear.of(linear.weight))
+    base = logits(model, some_ids())
+    add_lora(model, "a", LoRA(rank=2), seed=0)
+    assert len(list(lora_linears(model))) == 2 * 7
+    assert torch.equal(logits(model, some_ids(), "a"), base)
+    stir(model, "a")
+    model(some_ids(), role="a").square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in adapter_parameters(model, "a").values())
+    assert torch.equal(logits(model, some_ids()), base)
+    with pytest.raises(InputError, match="does not fit into quantised weights"):
+        merge(model, "a")

@@ -40,7 +40,7 @@ def test_documents_are_cleaned_deduplicated_and_split(tmp_path: Path) -> None:
     assert figures["held_out"] == {"documents": 4, "bytes": sum(map(len, held))}
     assert figures["train"]["bytes"] == sum(map(len, train))
     assert figures["reading"] == {"files": 1, "rows": 22, "skipped_rows": 0, "examples": []}
-    by_name = {step["name"]: step for step in figures["steps"]}
+    by_name = {step["name"]: step for step in figures["rules"]}
     assert by_name["min_characters"]["documents_in"] - by_name["min_characters"]["documents_out"] == 1
     assert by_name["exact duplicates"]["documents_in"] - by_name["exact duplicates"]["documents_out"] == 1
     assert by_name["exact duplicates"]["documents_out"] == len(train) + len(held)

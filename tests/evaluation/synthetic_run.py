@@ -63,11 +63,12 @@ def _text(chance):
         ("exact duplicates", 2, 7_700),
     ):  # fmt: skip
         steps.append({"name": name, "documents_in": left, "documents_out": left - documents, "bytes_in": size})
+        steps[-1]["changed"] = 0 if documents else 77
         left, size = left - documents, size - bytes_
         steps[-1]["bytes_out"] = size
     figures = {
-        "reading": {"files": 1, "rows": 412, "skipped": ["moby_dick:12: broken"]},
-        "steps": steps,
+        "reading": {"files": 1, "rows": 412, "skipped_rows": 1, "examples": ["moby_dick:12: broken"]},
+        "rules": steps,
         "train": {"documents": left - 20, "bytes": size - 59_604},
         "held_out": {"documents": 20, "bytes": 59_604},
     }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llmlab.errors import InputError, LlmlabError
 from llmlab.model.linear import Linear, Role
 from llmlab.model.places import Places
+from llmlab.model.quantized import QuantizedLinear
 from llmlab.model.transformer import Transformer
 from llmlab.recipe import Section
 from llmlab.runtime import generator
@@ -62,7 +63,7 @@ class LowRank(nn.Module):
 class LoRALinear(nn.Module):
     """Takes the place of a `Linear`; `role` picks the adapter of the whole batch, or of each row."""
 
-    def __init__(self, base: Linear) -> None:
+    def __init__(self, base: Linear | QuantizedLinear) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
@@ -98,16 +99,17 @@ def add_lora(model: Transformer, name: str, section: LoRA, seed: int) -> None:
     for path in paths:
         linear = model.get_submodule(path)
         if not isinstance(linear, LoRALinear):
-            linear = LoRALinear(linear).train(model.training)  # type: ignore[arg-type]
+            assert isinstance(linear, Linear | QuantizedLinear)
+            linear = LoRALinear(linear).train(model.training)
             _replace(model, path, linear)
         if name in linear.adapters:
             raise InputError("adapter", f"the model has an adapter {name!r} already")
-        weight = linear.base.weight
-        part = LowRank(weight.shape[1], weight.shape[0], section)
-        bound = 1 / math.sqrt(weight.shape[1])  # Kaiming uniform with a = sqrt 5, written out
+        inputs = linear.base.in_features
+        part = LowRank(inputs, linear.base.out_features, section)
+        bound = 1 / math.sqrt(inputs)  # Kaiming uniform with a = sqrt 5, written out
         with torch.no_grad():
             part.A.uniform_(-bound, bound, generator=generator(seed, "lora", name, f"{path}.A"))
-        linear.adapters[name] = part.to(weight.device).train(model.training)
+        linear.adapters[name] = part.to(linear.base.weight.device).train(model.training)
     train_only(model, [name])
 
 
@@ -116,7 +118,8 @@ def target_paths(model: Transformer, section: LoRA) -> list[str]:
     linears = [
         path
         for path, module in model.blocks.named_modules(prefix="blocks")
-        if isinstance(module, LoRALinear) or (isinstance(module, nn.Linear) and not path.endswith(".base"))
+        if isinstance(module, LoRALinear)
+        or (isinstance(module, Linear | QuantizedLinear) and not path.endswith(".base"))
     ]
     if section.targets == "all":
         return linears
@@ -218,6 +221,8 @@ def merge(model: Transformer, name: str, bound: float = MERGE_BOUND) -> float:
     """
     linears = [(path, linear) for path, linear in lora_linears(model) if name in linear.adapters]
     adapter_parameters(model, name)  # refuses an unknown name
+    if any(isinstance(linear.base, QuantizedLinear) for _, linear in linears):
+        raise InputError(f"adapter {name!r}", "does not fit into quantised weights", "merge it first, then quantise")
     training = model.training
     model.eval()
     ids, at = _parity_ids(model)

@@ -1,0 +1,1 @@
+"""Smaller weights: quantisation, and what it costs."""

@@ -286,7 +286,7 @@ def _other(task: Task, item: str, rng: random.Random) -> str:
 
 
 def exact(task: Task, text: str) -> bool:
-    """Whether the answer is right to the letter. How wide a space is, a full stop at the end and closings do not count."""
+    """Whether the answer is right to the letter; the width of spaces, a last full stop and closings do not count."""
     return _bare(task, text) == task.answer
 
 

@@ -67,7 +67,7 @@ def prepare_text(section: Text, out: Path, session: Session) -> Figures:
     finally:
         spool.unlink(missing_ok=True)
     seen = {"files": reading.files, "rows": reading.rows, "skipped_rows": reading.skipped, "examples": reading.examples}
-    funnel = {"section": chosen, "reading": seen, "steps": [asdict(step) for step in steps], **sides}
+    funnel = {"section": chosen, "reading": seen, "rules": [asdict(step) for step in steps], **sides}
     atomic_json(done, funnel)
     return _figures(funnel)
 

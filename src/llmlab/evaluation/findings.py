@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from llmlab.evaluation.plots import short
@@ -37,6 +38,14 @@ def policies(run: RunRecord) -> dict[str, list[Mapping[str, Any]]]:
     return {
         name: [row for row in found[name] if isinstance(row, dict)] for name in names if isinstance(found[name], list)
     }
+
+
+def starts(run: RunRecord) -> dict[str, str]:
+    """The policy that each policy started from: dpo and ppo both from the last one before them."""
+    there = list(policies(run))
+    roots = [name for name in there if name not in ("dpo", "ppo")]
+    pairs = {after: before for before, after in pairwise(roots)}
+    return pairs | {name: roots[-1] for name in there if name in ("dpo", "ppo") and roots}
 
 
 def result(rows: Sequence[Mapping[str, Any]], metric: str, name: str | None = None) -> Measured | None:
@@ -248,6 +257,8 @@ def percent(value: float) -> str:
 
 
 def signed(value: float) -> str:
+    if value == 0:
+        return "0"
     size_ = abs(value)
     text = f"{value:+.{4 if size_ < 0.01 else 3 if size_ < 0.1 else 2 if size_ < 10 else 1}f}"
     return text.replace("-", "\N{MINUS SIGN}")

@@ -53,12 +53,14 @@ def line_plot(title: str, unit: str, series: Sequence[Series], levels: Sequence[
     y_ticks = ticks(min([*ys, *(y for _, y in near)]), max([*ys, *(y for _, y in near)]), 4)
     frame = _Frame((min(0.0, *xs), max(xs)), y_ticks)
     parts = [frame.axes(unit)]
-    for name, y in near:
+    written = math.inf
+    for name, y in sorted(near, key=lambda level: level[1]):
         at = frame.y(y)
-        parts.append(
-            f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text class="note" x="{WIDTH - _RIGHT}" y="{at - 4:.1f}" text-anchor="end">{escape(name)}</text>'
-        )
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        if written - at > 11:  # names that would stand on each other are left to the bars
+            text = f'<text class="note" x="{WIDTH - _RIGHT}" y="{at - 4:.1f}" text-anchor="end">{escape(name)}</text>'
+            parts.append(text)
+            written = at
     for number, line in enumerate(shown):
         parts.append(_line(frame, line, number))
     return _svg("lines", WIDTH, HEIGHT, title, unit, parts)
@@ -164,8 +166,8 @@ def thin(line: Series) -> Series:
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high], two at least."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: put it in the middle of something
-        half = abs(low) * 0.05 or 0.5
-        low, high = low - half, high + half
+        half = abs(low) * 0.05
+        low, high = (low - half, high + half) if half else (0.0, 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -193,6 +195,8 @@ def short(value: float) -> str:
     """Three or four telling digits."""
     if not math.isfinite(value):
         return "–"
+    if value < 0:
+        return "\N{MINUS SIGN}" + short(-value)
     size = abs(value)
     if size >= 1e4 or (0 < size < 1e-3):
         return f"{value:.3g}"

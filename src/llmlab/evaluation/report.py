@@ -38,8 +38,6 @@ TITLES = {
 CURVES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "proxy_reward": ("Proxy reward", "reward model's score", ()),
     "gold_reward": ("Gold reward", "program's score", ("held_out_gold_reward",)),
-    "gold_correct": ("Gold reward, part: right", "share", ()),
-    "gold_manner": ("Gold reward, part: courteous", "share", ()),
     "kl": ("KL to the reference", "nats per answer", ()),
     "repetition": ("Repetition", "share of 4-grams", ("held_out_repetition",)),
     "response_length": ("Answer length", "tokens", ()),
@@ -105,27 +103,31 @@ def render(run: RunRecord) -> str:
 
 
 def funnel(run: RunRecord) -> dict[str, Any] | None:
-    """What each rule of the text stage left over."""
+    """What each rule of the text stage changed, dropped and left over; rules that found nothing are only counted."""
     source = run.funnel or run.figures("text")
-    steps = [step for step in source.get("steps", []) if isinstance(step, dict)]
+    steps = [step for step in source.get("rules") or [] if isinstance(step, dict)]
     rows = []
     first = next((number(step.get("bytes_in")) for step in steps), None) or 1.0
     for step in steps:
-        left = number(step.get("bytes_out")) or 0.0
-        documents = (number(step.get("documents_in")) or 0.0, number(step.get("documents_out")) or 0.0)
-        row = {"name": str(step.get("name", "")).replace("_", " "), "documents": documents[1], "bytes": left}
-        rows.append(row | {"dropped": documents[0] - documents[1], "share": min(1.0, left / first)})
+        before, left, changed, bytes_ = (
+            number(step.get(key)) or 0.0 for key in ("documents_in", "documents_out", "changed", "bytes_out")
+        )
+        row = {"name": str(step.get("name", "")).replace("_", " "), "documents": left, "bytes": bytes_}
+        if before > left or changed or step is steps[-1]:
+            rows.append(row | {"dropped": before - left, "changed": changed, "share": min(1.0, bytes_ / first)})
     sides = {}
     for side in ("train", "held_out"):
         found = source.get(side)
         if isinstance(found, dict):
             sides[side.replace("_", "-")] = {part: number(found.get(part)) or 0.0 for part in ("documents", "bytes")}
-    skipped = (source.get("reading") or {}).get("skipped", []) if isinstance(source.get("reading"), dict) else []
     if not rows and not sides:
         return None
+    reading = source.get("reading")
+    skipped = number(reading.get("skipped_rows")) if isinstance(reading, dict) else None
     tokenizer = run.stages.get("tokenizer")
     told = lead(run, tokenizer) if tokenizer else ""
-    return {"rows": rows, "sides": sides, "skipped": len(skipped), "tokenizer": told}
+    idle = len(steps) - len(rows)
+    return {"rows": rows, "sides": sides, "skipped": int(skipped or 0), "idle": idle, "tokenizer": told}
 
 
 # ---------------------------------------------------------------- curves
@@ -253,12 +255,13 @@ def metric_rows(run: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 def comparisons(run: RunRecord) -> list[dict[str, str]]:
-    """What each policy changed, paired by item."""
+    """What each policy changed beside the one it started from, paired by item."""
     rows = run.figures("evaluate").get("comparisons")
+    starts = findings.starts(run)
     shown = []
     for row in rows if isinstance(rows, list) else []:
         value = number(row.get("difference")) if isinstance(row, dict) else None
-        if value is None:
+        if value is None or row.get("a") != starts.get(row.get("b")):
             continue
         low, high = interval(row.get("interval"))
         metric = str(row.get("metric", ""))
