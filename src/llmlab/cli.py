@@ -281,6 +281,9 @@ def handbook(
 def main() -> None:
     """Run the command line; errors meant for a person are one line on standard error."""
     code = 0
+    # Idle OpenMP threads sleep instead of spinning: on a machine shared with one other process the spinning made
+    # training ten times slower (LOG.md, 2026-11-23). It must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except LlmlabError as error:

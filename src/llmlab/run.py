@@ -182,7 +182,7 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
                 measure, {name: open_policy(path) for name, path in paths.items()}, held_out(), out, session
             )
 
-        yield stage("evaluate", tuple(here), all_policies)
+        yield stage("evaluate", tuple(here), all_policies, files=measure.files())
 
 
 # ---------------------------------------------------------------- living it

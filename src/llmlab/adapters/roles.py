@@ -6,7 +6,8 @@ policy's own adapter, or RLOO without a critic differ only in rows. What they co
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -110,7 +111,12 @@ class RoleModel(nn.Module):
 
     def values(self, role: str, ids_BT: Tensor, at: Places) -> Tensor:
         """[B, T] float32: the scalar head at each token."""
-        values: Tensor = self.head(role)(self.hidden(role, ids_BT, at))
+        return self.read(role, self.hidden(role, ids_BT, at))
+
+    def read(self, role: str, hidden: Tensor) -> Tensor:
+        """[..., D] -> [...] float32 by the role's scalar head, outside autocast: a score is compared to the last bit."""
+        with exactly(hidden):
+            values: Tensor = self.head(role)(hidden)
         return values
 
     def head(self, role: str) -> ScalarHead:
@@ -119,6 +125,11 @@ class RoleModel(nn.Module):
         head = self.heads[role]
         assert isinstance(head, ScalarHead)
         return head
+
+
+def exactly(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, on the device of `tensor`."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Actor(nn.Module):

@@ -57,7 +57,7 @@ class PPOObjective(Objective[PPOBatch]):
         logits_NV, ids_N = answer_logits(model, policy_BTD, r.ids_BT, where_N)
         logprobs_BT = scatter(token_logprob(logits_NV, ids_N), where_N, r.ids_BT.shape)
         policy = clipped_ratio_loss(logprobs_BT, r.old_BT, r.advantages_BT, mask_BT, c.ratio)
-        value = clipped_value_loss(model.head("critic")(critic_BTD), r.values_BT, r.returns_BT, mask_BT, c.value)
+        value = clipped_value_loss(model.read("critic", critic_BTD), r.values_BT, r.returns_BT, mask_BT, c.value)
         entropy_N = entropy(logits_NV if c.entropy_weight else logits_NV.detach())
         sums = {"policy": policy.loss_BT.sum(), "value": value.loss_BT.sum(), "entropy": entropy_N.sum()}
         moved_BT = torch.where(mask_BT, kl_k3_value_only(r.old_BT, logprobs_BT.detach()), 0.0)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.adapters.roles import RoleModel
+from llmlab.adapters.roles import RoleModel, exactly
 from llmlab.errors import InputError
 from llmlab.inference.engine import Completion, generate
 from llmlab.inference.sampling import Sampling
@@ -190,16 +190,20 @@ def _score(model: RoleModel, ids_BT: Tensor, at: Places, mask_BT: Tensor, autoca
         where_N = mask_BT.flatten().nonzero()[:, 0]
         old_BT = answer_logprobs(model, hidden["policy"], ids_BT, where_N)
         reference_BT = answer_logprobs(model, hidden["reference"], ids_BT, where_N)
-        values_BT = torch.where(mask_BT, model.head("critic")(hidden["critic"]), 0.0)
+        values_BT = torch.where(mask_BT, model.read("critic", hidden["critic"]), 0.0)
         no_reward = torch.zeros_like(values_BT)
-        reward_BT = model.head("reward")(hidden["reward"]) if "reward" in hidden else no_reward
+        reward_BT = model.read("reward", hidden["reward"]) if "reward" in hidden else no_reward
         return old_BT, reference_BT, values_BT, reward_BT
 
 
 def answer_logits(model: RoleModel, hidden_BTD: Tensor, ids_BT: Tensor, where_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] at the flat columns `where_N`, and the ids [N] that were chosen there."""
+    """Logits [N, V] at the flat columns `where_N`, and the ids [N] that were chosen there.
+
+    The head runs in float32 under autocast too: logits rounded to bfloat16 move log-probabilities by a twentieth.
+    """
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, where_N)
-    return model.base.logits(hidden_ND).float(), ids_BT.roll(-1, 1).flatten()[where_N]
+    with exactly(hidden_ND):
+        return model.base.logits(hidden_ND.float()), ids_BT.roll(-1, 1).flatten()[where_N]
 
 
 def answer_logprobs(model: RoleModel, hidden_BTD: Tensor, ids_BT: Tensor, where_N: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""A life that is killed again and again ends in the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlab.errors import InputError
+from llmlab.run import read_recipe, run, stages
+
+QUICK = [
+    "pretrain.training.steps=30",
+    "text.held_out=0.01",
+    "tokenizer.vocab_size=400",
+    "evaluate.tasks=[samples]",
+    "quantize.documents=2",
+]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llmlab", "run", "smoke", *QUICK, *more, "--out", str(out), "--json", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answer
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """Every weight file that a stage leaves, checkpoints on the way aside."""
+    files = (path for path in out.rglob("*.safetensors") if "checkpoints" not in path.parts)
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    return out, finish(start(out))
+
+
+def last_step(folder: Path) -> int:
+    """The last step that the figures of a stage tell of."""
+    lines = (folder / "figures.jsonl").read_text().splitlines() if (folder / "figures.jsonl").exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return max(steps, default=0)
+
+
+def test_killed_three_times_and_resumed_is_bit_for_bit(unbroken: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    whole, answer = unbroken
+    assert [stage["name"] for stage in answer["stages"]] == [
+        "text", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate"
+    ]  # fmt: skip
+    out, chance = tmp_path / "killed", random.Random(0)
+    reached = {}
+    for stage in ("pretrain", "sft", "ppo"):
+        process = start(out, "--resume")
+        deadline = time.monotonic() + 120
+        while not list((out / stage / "checkpoints").glob("step-*")):
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if not (out / stage / "manifest.json").exists():
+            reached[stage] = last_step(out / stage)
+    resumed = {stage["name"]: stage["resumed_from_step"] for stage in finish(start(out, "--resume"))["stages"]}
+    assert reached, "every kill came too late to cut a stage"
+    recipe = read_recipe("smoke", QUICK)
+    for stage, step in reached.items():
+        assert resumed[stage] > 0
+        assert step - resumed[stage] <= getattr(recipe, stage).training.checkpoint_every
+    assert weights(out) == weights(whole)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start(out)
+    while last_step(out / "pretrain") < 5:
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(err.decode().splitlines()) == 1
+    assert "--resume" in err.decode()
+    assert list((out / "pretrain" / "checkpoints").glob("step-*"))
+
+
+def test_a_finished_run_is_not_redone_and_a_changed_section_is(
+    unbroken: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Only `quantize` and what follows reads the quantize section."""
+    import shutil
+
+    whole, answer = unbroken
+    out = tmp_path / "copy"
+    shutil.copytree(whole, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert finish(start(out, "--resume"))["stages"] == answer["stages"]
+    finish(start(out, "quantize.kinds=[int4]", "--resume"))
+    assert (out / "quantize.old-1").is_dir()
+    changed = {path.relative_to(out).parts[0] for path in out.rglob("*.safetensors") if path not in before}
+    assert changed <= {"quantize", "quantize.old-1"}
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_existing_folders_and_second_processes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="exists already"):
+        run(read_recipe("smoke"), tmp_path / "there", quiet=True)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["thesis.txt"]
+
+
+def test_stages_follow_the_recipe(tmp_path: Path) -> None:
+    names = [stage.name for stage in stages(read_recipe("smoke", ["ppo=null", "reward=null"]), tmp_path)]
+    assert names == ["text", "tokenizer", "pretrain", "sft", "dpo", "quantize", "evaluate"]
+    adapt = {stage.name: stage for stage in stages(read_recipe("adapt-smollm2"), tmp_path)}
+    assert list(adapt) == ["sft", "reward", "ppo", "evaluate"]
+    assert adapt["ppo"].parents == ("sft", "reward")
