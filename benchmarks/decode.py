@@ -43,7 +43,12 @@ def main() -> None:
         assert out.shape[1] == len(ids) + TOKENS
         return TOKENS / (time.perf_counter() - begin)
 
-    report("decode", "tokens/s, prompt included", {"bf16_over_transformers": measure(run_ours, run_theirs)}, ("torch", "transformers"))
+    report(
+        "decode",
+        "tokens/s, prompt included",
+        {"bf16_over_transformers": measure(run_ours, run_theirs)},
+        ("torch", "transformers"),
+    )
 
 
 if __name__ == "__main__":

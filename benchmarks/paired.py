@@ -1,4 +1,4 @@
-"""What every benchmark shares: ours and the peer in turn in one run, ratios pair by pair, one JSON object at the end."""
+"""What every benchmark shares: ours and the peer in turn in one run, ratios pair by pair, one JSON object last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def measure(ours: Callable[[], float], peer: Callable[[], float], pairs: int = 5
     return rates
 
 
-def report(name: str, unit: str, claims: dict[str, dict[str, list[float]]], packages: tuple[str, ...]) -> dict[str, Any]:
+def report(
+    name: str, unit: str, claims: dict[str, dict[str, list[float]]], packages: tuple[str, ...]
+) -> dict[str, Any]:
     """Print and write the figures of `claims` (claim -> rates of ours and peer)."""
     ratios = {claim: [a / b for a, b in zip(r["ours"], r["peer"], strict=True)] for claim, r in claims.items()}
     record = {
@@ -42,7 +44,9 @@ def report(name: str, unit: str, claims: dict[str, dict[str, list[float]]], pack
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     if "--json" not in sys.argv:
         for claim, ratio in record["ratios"].items():
-            print(f"{claim}: {ratio} {record['spread'][claim]} ({record['ours'][claim]} / {record['peer'][claim]} {unit})")
+            print(
+                f"{claim}: {ratio} {record['spread'][claim]} ({record['ours'][claim]} / {record['peer'][claim]} {unit})"
+            )
     print(json.dumps(record))
     return record
 

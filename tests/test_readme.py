@@ -26,7 +26,10 @@ def test_tree_is_made_from_the_code() -> None:
     assert module.section() in README, "run: python docs/tree.py"
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^(?:\.venv/bin/)?llmlab (.+)$", README, re.MULTILINE))))
+CODE = "\n".join(re.findall(r"```\n(.+?)```", README, re.DOTALL))  # blocks without a language are commands
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^(?:\.venv/bin/)?llmlab (.+)$", CODE, re.MULTILINE))))
 def test_every_command_is_accepted(command: str) -> None:
     """Parsed by the real command line, up to the point where it would begin."""
     import typer
@@ -57,5 +60,5 @@ def test_paths_exist() -> None:
 
 def test_makefile_has_the_promised_targets() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
+    assert set(re.findall(r"^make ([a-z]+)", CODE, re.MULTILINE)) <= targets
     assert {"demo", "test", "check", "bench"} <= targets

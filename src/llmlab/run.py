@@ -87,7 +87,7 @@ def preset_text(name: str) -> str:
     """A preset as it is written, comments included."""
     if name not in presets():
         raise unknown("recipe", name, presets())
-    return (_shipped() / f"{name}.yaml").read_text(encoding="utf-8")
+    return str((_shipped() / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _shipped() -> Any:
@@ -155,14 +155,21 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         yield stage("pretrain", ("tokenizer",), from_text, "model")
     if (tuning := recipe.sft) is not None:
         start = before("sft")
-        yield stage("sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=chat_files(tuning.data))
+        yield stage(
+            "sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=chat_files(tuning.data)
+        )
     tuned = before("")
     if (judge := recipe.reward) is not None:
         yield stage(
-            "reward", tuned, lambda out, session: reward(judge, policy(tuned), out, session), files=pair_files(judge.data)
+            "reward",
+            tuned,
+            lambda out, session: reward(judge, policy(tuned), out, session),
+            files=pair_files(judge.data),
         )
     if (direct := recipe.dpo) is not None:
-        yield stage("dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=pair_files(direct.data))
+        yield stage(
+            "dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=pair_files(direct.data)
+        )
     if (rl := recipe.ppo) is not None:
 
         def against_reward(out: Path, session: Session) -> Figures:

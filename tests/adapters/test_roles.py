@@ -142,3 +142,12 @@ def test_adapters_that_are_there_are_kept() -> None:
     before = {key: p.detach().clone() for key, p in adapter_parameters(first.base, "policy").items()}
     second = RoleModel(first.base, Roles().table(), LoRA(rank=2), seed=9)
     assert all(torch.equal(p, before[key]) for key, p in adapter_parameters(second.base, "policy").items())
+
+
+def test_scores_are_read_in_float32_under_autocast() -> None:
+    """A score in bfloat16 has three digits: too few to tell two answers apart."""
+    model = stirred()
+    hidden = torch.randn(5, 32, generator=generator(0, "hidden"))
+    exact = model.read("reward", hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.read("reward", hidden), exact)

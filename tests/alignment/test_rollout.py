@@ -53,7 +53,7 @@ PROMPTS = [[1, 2], [4, 5, 6, 7, 8], [9], [1, 1, 1]]
 
 def answered(model: RoleModel, seed: int = 0, prompts: list[list[int]] = PROMPTS) -> tuple[Answers, list[Completion]]:
     seeds = [seed * 100 + i for i in range(len(prompts))]
-    done = sample(model, prompts, Sampling(max_new_tokens=6), [STOP], seeds, contextlib.nullcontext)
+    done = sample(model, prompts, Sampling(max_new_tokens=6), [STOP], seeds)
     return lay_out(prompts, done, CPU), done
 
 

@@ -114,7 +114,7 @@ class RoleModel(nn.Module):
         return self.read(role, self.hidden(role, ids_BT, at))
 
     def read(self, role: str, hidden: Tensor) -> Tensor:
-        """[..., D] -> [...] float32 by the role's scalar head, outside autocast: a score is compared to the last bit."""
+        """[..., D] -> [...] float32 by the scalar head, outside autocast: scores are compared to their last bit."""
         with exactly(hidden):
             values: Tensor = self.head(role)(hidden)
         return values

@@ -163,7 +163,7 @@ class PPOBatches(Generic[P]):
         prompts = self.prompts.take(r.answers)
         ids = [prompt.ids for prompt in prompts]
         seeds = [derive(self.session.seed, "rollout", number, row) for row in range(len(prompts))]
-        done = sample(model, ids, self.sampling, self.stop_ids, seeds, self.session.autocast)
+        done = sample(model, ids, self.sampling, self.stop_ids, seeds)
         answers = lay_out(ids, done, self.session.device)
         scored = score(model, answers, r.micro_batch, self.session.autocast)
         if self.reward is not None:

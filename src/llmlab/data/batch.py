@@ -121,6 +121,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def length(self, index: int) -> int:
+        """Tokens of one row."""
+        return int(self._ends[index] - (self._ends[index - 1] if index else 0))
+
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """(ids int32 [n], learn bool [n]) of one row."""
         cut = slice(self._ends[index - 1] if index else 0, self._ends[index])
