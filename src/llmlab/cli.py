@@ -281,9 +281,10 @@ def handbook(
 def main() -> None:
     """Run the command line; errors meant for a person are one line on standard error."""
     code = 0
-    # Idle OpenMP threads sleep instead of spinning: on a machine shared with one other process the spinning made
-    # training ten times slower (LOG.md, 2026-11-23). It must be said before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # An idle OpenMP thread spins for a moment and then sleeps. Left to spin, it made training ten times slower beside
+    # one other busy process; never spinning costs a fifth on an idle machine (LOG.md, 2026-11-23). libgomp reads this
+    # when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except LlmlabError as error:
