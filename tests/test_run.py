@@ -133,3 +133,16 @@ def test_stages_follow_the_recipe(tmp_path: Path) -> None:
     adapt = {stage.name: stage for stage in stages(read_recipe("adapt-smollm2"), tmp_path)}
     assert list(adapt) == ["sft", "reward", "ppo", "evaluate"]
     assert adapt["ppo"].parents == ("sft", "reward")
+
+
+@pytest.mark.parametrize("preset", ["demo", "scratch-zh"])
+def test_presets_live_for_two_steps(preset: str, tmp_path: Path) -> None:
+    """Every stage of the shipped recipes, at their own sizes where that is quick. (adapt-smollm2: tests/test_adapt.py.)"""
+    training = [f"{stage}.training.steps=2" for stage in ("pretrain", "sft", "reward", "dpo", "ppo")]
+    sizes = ["sft.watched=8", "sft.max_new_tokens=8", "reward.watched=8", "dpo.watched=8", "ppo.measured=4"]
+    rolling = ["ppo.rolling.answers=4", "ppo.sampling.max_new_tokens=4", "ppo.rolling.minibatches=1", "model.dim=64"]
+    cheap = ["text.held_out=0.005", "quantize.documents=1", "evaluate.tasks=[samples]", "tokenizer.vocab_size=600"]
+    recipe = read_recipe(preset, training + sizes + rolling + cheap)
+    done = run(recipe, tmp_path / "run", quiet=True)
+    assert [stage["name"] for stage in done["stages"]][-1] == "evaluate"
+    assert all(stage["steps"] == 2 for stage in done["stages"][2:7])

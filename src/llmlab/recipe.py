@@ -8,18 +8,38 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from llmlab.errors import InputError
 
 S = TypeVar("S", bound="Section")
 
+MAX_BYTES = 1 << 18  # of a recipe; those that ship have about two thousand
+MAX_VALUES, MAX_DEPTH = 20_000, 50  # what a YAML may hold once its aliases are written out
 
 class Section(BaseModel):
     """A group of settings: frozen, and no field that is not named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take `steps: true` for one step."""
+        numbers = {int, float} & set(_plain(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and numbers and bool not in _plain(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"got {value}, where a number belongs")
+        return value
 
 
 def _bare(value: Any) -> Any:
@@ -44,18 +64,57 @@ def parse(section: type[S], values: Any, place: str = "recipe") -> S:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise InputError(str(path), f"is larger than {MAX_BYTES} bytes: no recipe")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
     except UnicodeDecodeError:
         raise InputError(str(path), "is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}", f"is not YAML: {getattr(error, 'problem', error)}") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+    try:
+        values = _load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}", f"is not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(str(path), f"is not YAML that can be read: {error}") from None
     if not isinstance(values, dict):
         raise InputError(str(path), "holds no mapping of fields", "see: llmlab recipe demo")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a key that is there twice is an error: of two values one would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE else key
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
+            seen.add(name)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+MERGE = "tag:yaml.org,2002:merge"
+
+
+def _load(text: str) -> Any:
+    """One YAML value of a size that is safe to copy and to print, its aliases written out: a few lines of them can
+    stand for more than any memory. Raises YAMLError, ValueError or RecursionError."""
+    value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    left, todo = MAX_VALUES, [(value, 0)]
+    while todo:
+        inner, depth = todo.pop()
+        if isinstance(inner, dict | list):
+            todo += [(item, depth + 1) for item in (inner.values() if isinstance(inner, dict) else inner)]
+        left -= 1
+        if depth > MAX_DEPTH or left < len(todo):
+            raise ValueError(f"it holds more than {MAX_VALUES} values, or is more than {MAX_DEPTH} deep")
+    return value
 
 
 def override(section: type[Section], values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +125,8 @@ def override(section: type[Section], values: Mapping[str, Any], assignments: Seq
         if not equals or not path:
             raise InputError(repr(assignment), "is not an override", "write path=value, as in sft.training.steps=50")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(path, f"{text!r} is not a YAML value") from None
         at: dict[str, Any] = result
         *parents, last = path.split(".")
@@ -113,6 +172,15 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
     elif typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list):
         for part in typing.get_args(annotation):
             yield from _sections(part)
+
+
+def _plain(annotation: Any) -> Iterator[Any]:
+    """The plain types that a field of this annotation may hold."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _plain(part)
+    else:
+        yield annotation
 
 
 def _kinds(section: type[Section]) -> tuple[str, ...]:
