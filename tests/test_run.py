@@ -137,7 +137,7 @@ def test_stages_follow_the_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["demo", "scratch-zh"])
 def test_presets_live_for_two_steps(preset: str, tmp_path: Path) -> None:
-    """Every stage of the shipped recipes, at their own sizes where that is quick. (adapt-smollm2: tests/test_adapt.py.)"""
+    """Every stage of the shipped recipes; adapt-smollm2 has tests/test_adapt.py."""
     training = [f"{stage}.training.steps=2" for stage in ("pretrain", "sft", "reward", "dpo", "ppo")]
     sizes = ["sft.watched=8", "sft.max_new_tokens=8", "reward.watched=8", "dpo.watched=8", "ppo.measured=4"]
     rolling = ["ppo.rolling.answers=4", "ppo.sampling.max_new_tokens=4", "ppo.rolling.minibatches=1", "model.dim=64"]

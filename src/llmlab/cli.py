@@ -4,6 +4,7 @@ Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure
 """
 
 import errno
+import io
 import json
 import os
 import sys
@@ -22,6 +23,12 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
+
+# What the disk or its owner refuses. Any other error of the operating system is a defect and keeps its traceback.
+OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 
 app = typer.Typer(
     name="llmlab",
@@ -281,22 +288,24 @@ def handbook(
 def main() -> None:
     """Run the command line; errors meant for a person are one line on standard error."""
     code = 0
+    _open_streams()
     # An idle OpenMP thread spins for a moment and then sleeps. Left to spin, it made training ten times slower beside
     # one other busy process; never spinning costs a fifth on an idle machine (LOG.md, 2026-11-23). libgomp reads this
     # when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except LlmlabError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("stopped", 130)
     except typer.Exit as leave:
         code = leave.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # typer leaves by SystemExit where the pipe broke below it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno not in OF_THE_MACHINE:
             raise
         code = _fail(
             f"{error.filename or 'writing'}: {os.strerror(error.errno)}; what was written before is unharmed", 2
@@ -305,8 +314,18 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise  # a defect: its traceback is for us
         code = _fail(error.format_message(), 2)
-    sys.stdout.flush()
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Standard streams that take whatever is written: a closed one is empty, a letter that a terminal does not have,
+    or that is no Unicode (of a file's name), is written as its escape."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(line: str, code: int) -> int:

@@ -15,8 +15,7 @@ from pydantic import (
     Discriminator,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
-    field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -27,19 +26,21 @@ S = TypeVar("S", bound="Section")
 MAX_BYTES = 1 << 18  # of a recipe; those that ship have about two thousand
 MAX_VALUES, MAX_DEPTH = 20_000, 50  # what a YAML may hold once its aliases are written out
 
+
 class Section(BaseModel):
     """A group of settings: frozen, and no field that is not named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _truth_is_no_number(cls, values: Any) -> Any:
         """pydantic would take `steps: true` for one step."""
-        numbers = {int, float} & set(_plain(cls.model_fields[str(info.field_name)].annotation))
-        if isinstance(value, bool) and numbers and bool not in _plain(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"got {value}, where a number belongs")
-        return value
+        for name in values if isinstance(values, dict) else ():
+            wanted = list(_plain(_field_type(cls, name)))
+            if isinstance(values[name], bool) and bool not in wanted and (int in wanted or float in wanted):
+                raise ValueError(f"{name} is {values[name]}, where a number belongs")
+        return values
 
 
 def _bare(value: Any) -> Any:
@@ -79,7 +80,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}", f"is not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is not YAML that can be read: {error}") from None
+        raise InputError(str(path), f"is not YAML that can be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(str(path), "holds no mapping of fields", "see: llmlab recipe demo")
     return values
@@ -105,7 +106,7 @@ MERGE = "tag:yaml.org,2002:merge"
 def _load(text: str) -> Any:
     """One YAML value of a size that is safe to copy and to print, its aliases written out: a few lines of them can
     stand for more than any memory. Raises YAMLError, ValueError or RecursionError."""
-    value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    value = yaml.load(text, _Loader)
     left, todo = MAX_VALUES, [(value, 0)]
     while todo:
         inner, depth = todo.pop()
@@ -118,7 +119,10 @@ def _load(text: str) -> Any:
 
 
 def override(section: type[Section], values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`values` with each `path=value` set; values are YAML. A bare kind keeps the fields that the new kind shares."""
+    """`values` with each `path=value` set; values are YAML. A bare kind keeps the fields that the new kind shares.
+
+    Of a section that `values` leave out only that field changes: its other fields are those of its default.
+    """
     result = cast(dict[str, Any], _copy(values))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -132,8 +136,8 @@ def override(section: type[Section], values: Mapping[str, Any], assignments: Seq
         *parents, last = path.split(".")
         owner: Any = section
         for name in parents:
+            child = at.get(name, _default_of(owner, name, at.get("kind")))
             owner = _field_type(owner, name)
-            child = at.get(name)
             if isinstance(child, str):
                 child = {"kind": child}
             at[name] = child if isinstance(child, dict) else {}
@@ -192,6 +196,16 @@ def _field_type(owner: Any, name: str) -> Any:
     for section in _sections(owner):
         if name in section.model_fields:
             return section.model_fields[name].annotation
+    return None
+
+
+def _default_of(owner: Any, name: str, kind: Any) -> Any:
+    """The fields of the section that this field holds where it is not given, None where that is no section."""
+    for section in _sections(owner):
+        field = section.model_fields.get(name)
+        if field is not None and kind in (None, *_kinds(section)):
+            value = None if field.is_required() else field.get_default(call_default_factory=True)
+            return value.model_dump(mode="json") if isinstance(value, BaseModel) else None
     return None
 
 

@@ -30,7 +30,7 @@ from llmlab.evaluation.harness import Evaluate, evaluate
 from llmlab.evaluation.report import write_report
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
-from llmlab.runtime import atomic_text, autocast_dtype, device, interruptible, lock, make_deterministic
+from llmlab.runtime import atomic_text, autocast_dtype, device, disk_full, interruptible, lock, make_deterministic
 from llmlab.stages import Figures, Session, Stage, run_stages
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe
@@ -97,7 +97,10 @@ def _shipped() -> Any:
 def read_recipe(source: str, assignments: Sequence[str] = ()) -> Run:
     """A preset's name or a YAML file, with `path=value` overrides."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    named = source in presets()
+    if path.suffix in (".yaml", ".yml") or path.is_file() or (path.exists() and not named):
+        if path.is_dir() and (path / "recipe.yaml").is_file():
+            raise InputError(source, "is a folder", f"its recipe is {path / 'recipe.yaml'}")
         values = read_yaml(path)
         values.setdefault("name", path.stem)
     else:
@@ -200,8 +203,21 @@ def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> di
 
     An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on.
     """
-    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise InputError(str(out), "is a file", "--out names a folder")
+    if out.exists() and not resume and any(out.iterdir()):
         raise InputError(str(out), "exists already", "--resume goes on with it; --out names another folder")
+    try:
+        return _live(recipe, out, quiet)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise InputError(
+            str(out), "no space left on the disk", f"what is finished there is whole; free some space. {_go_on(out)}"
+        ) from None
+
+
+def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
     make_deterministic()
     where = device(recipe.device)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,6 +71,20 @@ def autocast_dtype(name: str, on: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     native = on.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else None
+
+
+# ---------------------------------------------------------------- versions
+
+PACKAGES = ("llmlab", "torch", "numpy", "tokenizers", "safetensors", "pydantic")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 # ---------------------------------------------------------------- files that are whole or not there
@@ -143,6 +160,11 @@ def remove_leftovers(folder: Path) -> None:
     """Temporary names that a killed process left behind."""
     for entry in folder.glob(".*.tmp"):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether this says that the disk, or the user's share of it, has no space left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def file_hash(path: Path) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from llmlab.errors import InputError
+from llmlab.errors import InputError, Stopped
 from llmlab.meters import Meter
-from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers
+from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
 
 Figures = dict[str, Any]
 
@@ -76,6 +76,8 @@ def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Calla
         done = manifest(folder)
         if done is not None and done["key"] == key:
             say(f"{stage.name}: done before")
+        elif session.stop.requested:
+            raise Stopped(f"stopped before {stage.name}; what is finished is kept")
         else:
             done = _run(stage, folder, key, session, say)
         answers.append(
@@ -134,6 +136,7 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
         "steps": figures.get("steps", 0),
         "resumed_from_step": figures.get("resumed_from_step", 0),
         "figures": figures,
+        "versions": versions(),
     }
     atomic_json(folder / "manifest.json", done)
     return done

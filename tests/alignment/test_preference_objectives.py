@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_the_score_depends_on_the_stop_token() -> None:
     rows = torch.arange(6)
     assert (changed[rows, batch.last_B] == STOP).all()
     changed[rows, batch.last_B] = 2
-    other = PairBatch(changed, batch.targets_BT, batch.at, batch.tags)
+    other = replace(batch, ids_BT=changed)
     moved = torch.cat(pair_scores(model, other)) - torch.cat(pair_scores(model, batch))
     assert moved.abs().min().item() > 1e-4
 

@@ -21,7 +21,7 @@ from llmlab.alignment.outcome import HELD_OUT, SMALLEST, reference_to, renderer_
 from llmlab.alignment.reward import HeldOutPairs, accuracy_by_tag
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import save_model
-from llmlab.data.batch import PairBatch, collate_pairs
+from llmlab.data.batch import PairBatch, collate_pairs, listed
 from llmlab.data.pairs import Pair, PairBatches, PairSource, TaskPairs, pair_files, read_pairs, split_pairs
 from llmlab.data.sources import Reading
 from llmlab.data.state import State
@@ -106,6 +106,10 @@ class ReferredPairs:
     batch: PairBatch
     reference_B: Tensor
 
+    @property
+    def where(self) -> str:
+        return self.batch.where
+
 
 class DPOObjective(Objective[ReferredPairs]):
     """-log sigmoid of the difference of implicit rewards beta * log(policy / reference), a mean over pairs."""
@@ -167,7 +171,9 @@ class DPOBatches:
 
     def _batch(self, indices: Sequence[int]) -> ReferredPairs:
         chosen, rejected = ([self.pairs.rows[2 * pair + side] for pair in indices] for side in (0, 1))
-        batch = collate_pairs(chosen, rejected, None, [self.pairs.tags[pair] for pair in indices])
+        tags, sources = self.pairs.tags, self.pairs.sources
+        where = listed(sources[pair] for pair in indices)
+        batch = collate_pairs(chosen, rejected, None, [tags[pair] for pair in indices], where=where)
         return ReferredPairs(batch, self._reference_P2[list(indices)].T.flatten())
 
     def state(self) -> State:

@@ -6,6 +6,8 @@ Equal weights give equal bytes: names sorted, no times, no metadata. A tied head
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,5 +120,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """At most one metadata key: the library writes several in an order that changes from run to run."""
     assert len(metadata or {}) <= 1
-    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata)
+    try:
+        save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata)
+    except SafetensorError as error:  # of an operating system's error the library keeps only the text
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     path.chmod(0o644)  # the library makes files that only their owner may read

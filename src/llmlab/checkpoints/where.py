@@ -11,6 +11,7 @@ from llmlab.checkpoints.pull import HUB_NAME, HUB_PREFIX, WHEELS, copies, hub_na
 from llmlab.errors import InputError, unknown
 
 ADAPTER = "adapter_config.json"
+QUANTIZED = "llmlab-quantized"  # the format of compression.quantize, whose folders are models but no whole weights
 
 
 def open_model(name_or_path: str | Path) -> Bundle:
@@ -61,6 +62,9 @@ def _open_folder(folder: Path) -> Bundle:
     reader = _reader(folder)
     if reader == "native":
         return native.load_model(folder)
+    if reader == "quantized":
+        hint = "chat, generate and evaluate take it as it is; convert or train the model that it was made of"
+        raise InputError(str(folder), "holds quantised weights", hint)
     if reader == "hf":
         return hf.load_hf(folder)
     if reader == "gguf":
@@ -77,7 +81,8 @@ def _open_folder(folder: Path) -> Bundle:
 
 def _reader(folder: Path) -> str | None:
     if (folder / native.CONFIG).is_file():
-        return "native" if native.read_json(folder / native.CONFIG).get("format") == native.FORMAT else "hf"
+        written = native.read_json(folder / native.CONFIG).get("format")
+        return {native.FORMAT: "native", QUANTIZED: "quantized"}.get(str(written), "hf")
     if any(folder.glob("*.gguf")):
         return "gguf"
     return "llama2c" if _llama2c_files(folder) else None

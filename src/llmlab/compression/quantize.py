@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llmlab.checkpoints.bundle import Bundle, skeleton
 from llmlab.checkpoints.native import CONFIG, WEIGHTS, read_json, read_safetensors, read_tokenizer, write_safetensors
+from llmlab.checkpoints.where import QUANTIZED
 from llmlab.data.batch import Ids
 from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError, Stopped
@@ -34,7 +35,6 @@ from llmlab.runtime import atomic_folder, atomic_json, derive
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
 
-FORMAT = "llmlab-quantized"
 VERSION = 1
 _TRIALS = 3  # of the speed figure; their median counts
 
@@ -129,7 +129,7 @@ def save_quantized(folder: Path, model: Transformer, tokenizer: Tokenizer | None
     if _shared(model):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     config = {
-        "format": FORMAT,
+        "format": QUANTIZED,
         "version": VERSION,
         "vocab_size": model.vocab_size,
         "architecture": model.architecture.model_dump(mode="json"),
@@ -150,7 +150,7 @@ def _shared(model: Transformer) -> bool:
 
 def is_quantized(folder: Path) -> bool:
     """Whether this is a folder that `save_quantized` wrote."""
-    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == FORMAT
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == QUANTIZED
 
 
 def load_quantized(folder: Path) -> Bundle:
@@ -159,9 +159,9 @@ def load_quantized(folder: Path) -> Bundle:
     Errors: InputError for another format, and for a missing, unknown or misshapen tensor.
     """
     config, place = read_json(folder / CONFIG), str(folder / CONFIG)
-    if config.get("format") != FORMAT or config.get("version") != VERSION:
+    if config.get("format") != QUANTIZED or config.get("version") != VERSION:
         found = f"{config.get('format')!r} version {config.get('version')!r}"
-        raise InputError(place, f"is {found}", f"this llmlab reads {FORMAT!r} version {VERSION}")
+        raise InputError(place, f"is {found}", f"this llmlab reads {QUANTIZED!r} version {VERSION}")
     settings = parse(_Saved, {name: config.get(name) for name in _Saved.model_fields}, place)
     tensors = read_safetensors(folder / WEIGHTS)
     state = {name: torch.empty_like(tensor).copy_(tensor) for name, tensor in tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,17 @@ Learn = Sequence[bool] | npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids_BT`, `targets_BT` int64; `targets[t]` is the id that follows `ids[t]`, or -100 where nothing is learnt."""
+    """`ids_BT`, `targets_BT` int64; `targets[t]` is the id that follows `ids[t]`, or -100 where nothing is learnt.
+
+    `where` says, for an error message, which of the data the rows are; empty where that is not known."""
 
     ids_BT: Tensor
     targets_BT: Tensor
     at: Places
+    where: str = ""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device))
+        return Batch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.where)
 
     @property
     def learnt(self) -> int:
@@ -51,7 +54,7 @@ class PairBatch(Batch):
     tags: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.tags)
+        return PairBatch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.where, self.tags)
 
     @property
     def pairs(self) -> int:
@@ -65,7 +68,11 @@ class PairBatch(Batch):
 
 
 def collate(
-    sequences: Sequence[tuple[Ids, Learn]], pad_id: int | None, length: int | None = None, side: str = "right"
+    sequences: Sequence[tuple[Ids, Learn]],
+    pad_id: int | None,
+    length: int | None = None,
+    side: str = "right",
+    where: str = "",
 ) -> Batch:
     """One row a sequence (ids, learn), padded on `side` to `length`, or to the longest row.
 
@@ -90,7 +97,7 @@ def collate(
     targets_BT = np.full(real.shape, IGNORE, np.int64)
     follows = learn_BT[:, 1:] & real[:, :-1]  # the token before must be real too: left padding has none
     targets_BT[:, :-1][follows] = ids_BT[:, 1:][follows]
-    return Batch(torch.from_numpy(ids_BT), torch.from_numpy(targets_BT), at)
+    return Batch(torch.from_numpy(ids_BT), torch.from_numpy(targets_BT), at, where)
 
 
 def collate_pairs(
@@ -100,12 +107,20 @@ def collate_pairs(
     tags: Sequence[str] = (),
     length: int | None = None,
     side: str = "right",
+    where: str = "",
 ) -> PairBatch:
     """Both sides of B pairs stacked, chosen first, padded alike."""
     if len(chosen) != len(rejected):
         raise ValueError(f"{len(chosen)} chosen but {len(rejected)} rejected")
     both = collate([*chosen, *rejected], pad_id, length, side)
-    return PairBatch(both.ids_BT, both.targets_BT, both.at, tuple(tags))
+    return PairBatch(both.ids_BT, both.targets_BT, both.at, where, tuple(tags))
+
+
+def listed(names: Iterable[object], most: int = 40) -> str:
+    """Different names in the order in which they come, for one line of a message."""
+    different = list(dict.fromkeys(map(str, names)))
+    more = f" and {len(different) - most} more" if len(different) > most else ""
+    return ", ".join(different[:most]) + more
 
 
 class Sequences:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llmlab.data import bundled, tasks
-from llmlab.data.batch import Batch, Sequences, collate
+from llmlab.data.batch import Batch, Sequences, collate, listed
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, asked, first_question, instruction, messages, text
 from llmlab.data.order import ShuffledOrder
@@ -218,7 +218,7 @@ class ChatBatches:
     ) -> None:
         if not renderer.closes:
             raise InputError("chat template", "ends no answer with a special token: nothing would teach it to stop")
-        self.rows, self.fit = _fitted(chats, renderer, context, refused)
+        self.rows, self.sources, self.fit = _fitted(chats, renderer, context, refused)
         self.batch_size, self.micro_batch, self._pad = batch_size, micro_batch, renderer.tokenizer.pad_id
         self.order = ShuffledOrder(len(self.rows), seed, "chats", self.rows.fingerprint)
 
@@ -232,7 +232,11 @@ class ChatBatches:
 
     def _batches(self, indices: Sequence[int]) -> list[Batch]:
         cuts = range(0, len(indices), self.micro_batch)
-        return [collate([self.rows[i] for i in indices[cut : cut + self.micro_batch]], self._pad) for cut in cuts]
+        groups = [indices[cut : cut + self.micro_batch] for cut in cuts]
+        return [
+            collate([self.rows[i] for i in group], self._pad, where=listed(self.sources[i] for i in group))
+            for group in groups
+        ]
 
     def state(self) -> State:
         return self.order.state()
@@ -241,8 +245,10 @@ class ChatBatches:
         self.order.load(state)
 
 
-def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: float) -> tuple[Sequences, Fit]:
+def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: float) -> tuple[Sequences, list[str], Fit]:
+    """The rows that can be learnt from, where each comes from, and how many there are of each sort."""
     kept, cut, lost = list[tuple[Sequence[int], Sequence[bool]]](), 0, list[str]()
+    sources = list[str]()
     for chat in chats:
         rendered = renderer.render(chat.messages)
         end = min(context, ended(rendered))
@@ -252,9 +258,10 @@ def _fitted(chats: Sequence[Chat], renderer: Renderer, context: int, bound: floa
             continue
         cut += sum(learn) < sum(rendered.learn)
         kept.append((ids, learn))
+        sources.append(chat.source)
     if len(lost) > bound * len(chats) or not kept:
         hint = f"a longer context, shorter chats, or allow more than {bound:g}"
         problem = f"{len(lost)} of {len(chats)} answers are cut away entirely by the context of {context} tokens"
         raise InputError("chats", f"{problem}, as in {lost[0]}" if lost else "there are none", hint if lost else "")
     tokens, learnt = sum(len(ids) for ids, _ in kept), sum(sum(learn) for _, learn in kept)
-    return Sequences(kept), Fit(len(kept) - cut, cut, len(lost), tokens, learnt)
+    return Sequences(kept), sources, Fit(len(kept) - cut, cut, len(lost), tokens, learnt)

@@ -6,14 +6,14 @@ stream of all pairs is cut into rows; only an epoch's last row is padded. Docume
 the cut, rows after it, so neighbours of a long document land in different steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmlab.data.batch import IGNORE, Batch
+from llmlab.data.batch import IGNORE, Batch, listed
 from llmlab.data.order import ShuffledOrder
 from llmlab.data.shards import TokenShards
 from llmlab.data.state import State
@@ -51,7 +51,7 @@ class Stream:
     """The pairs of all documents in one order; `batch` cuts rows out of it."""
 
     def __init__(self, shards: TokenShards, documents: Int64, length: int, packing: Isolated | Mixed) -> None:
-        self._shards, self._length, self._packing = shards, length, packing
+        self._shards, self._documents, self._length, self._packing = shards, documents, length, packing
         self._first = shards.starts[documents]  # where in the corpus each document of this order begins
         lengths = shards.starts[documents + 1] - self._first
         self._edges = np.concatenate([[0], np.cumsum(lengths)])
@@ -76,6 +76,12 @@ class Stream:
             torch.from_numpy(np.where(learnt_BT, targets_BT, IGNORE)),
             Places(position, position, document),
         )
+
+    def documents(self, start: int) -> Int64:
+        """The numbers, in the corpus, of the documents that the row from this place of the stream has tokens of."""
+        last = min(start + self._length, int(self._edges[-1])) - 1
+        first, end = np.searchsorted(self._edges, [start, last], side="right")
+        return self._documents[first - 1 : end]
 
 
 class PackedBatches:
@@ -117,10 +123,14 @@ class PackedBatches:
         """The micro-batches of one step; the last is smaller where `micro_batch` does not divide `batch_size`."""
         epochs = np.arange(self._order.taken, self._order.taken + self.batch_size) // self._order.size
         rows = np.asarray(self._order.take(self.batch_size))
-        groups = [self._of(int(epoch)).batch(rows[epochs == epoch] * self.length) for epoch in np.unique(epochs)]
+        groups, documents = list[Batch](), list[Int64]()
+        for epoch in np.unique(epochs):
+            stream, starts = self._of(int(epoch)), rows[epochs == epoch] * self.length
+            groups.append(stream.batch(starts))
+            documents += map(stream.documents, starts)
         step = groups[0] if len(groups) == 1 else _cat(groups)
         cuts = [slice(start, start + self.micro_batch) for start in range(0, self.batch_size, self.micro_batch)]
-        return [Batch(step.ids_BT[cut], step.targets_BT[cut], step.at[cut]) for cut in cuts]
+        return [Batch(step.ids_BT[cut], step.targets_BT[cut], step.at[cut], _where(documents[cut])) for cut in cuts]
 
     def state(self) -> State:
         """How many rows were taken, and of what."""
@@ -172,6 +182,11 @@ class EvalBatches:
         for first in range(0, len(self._starts), self._batch_size):
             cut = slice(first, first + self._batch_size)
             yield self._stream.batch(self._starts[cut], self._seen[cut])
+
+
+def _where(documents: Sequence[Int64]) -> str:
+    """Documents are counted from 1, as the lines of the text stage's train.jsonl are."""
+    return f"training documents {listed(np.unique(np.concatenate(documents)) + 1)}"
 
 
 def _cat(batches: list[Batch]) -> Batch:

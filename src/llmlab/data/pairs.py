@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from llmlab.data import tasks
-from llmlab.data.batch import PairBatch, Sequences, collate_pairs
+from llmlab.data.batch import PairBatch, Sequences, collate_pairs, listed
 from llmlab.data.chats import Exercises, ended
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, asked, first_question, instruction, message, messages
@@ -167,6 +167,7 @@ class PairBatches:
         if not renderer.closes:
             raise InputError("chat template", "ends no answer with a special token: nothing would teach it to stop")
         sequences, self.tags, lost = list[tuple[list[int], list[bool]]](), list[str](), list[str]()
+        self.sources: list[str] = []
         for pair in pairs:
             sides = [_rendered(pair.messages, answer, renderer) for answer in (pair.chosen, pair.rejected)]
             if any(len(ids) > context for ids, _ in sides) or sides[0] == sides[1]:
@@ -174,6 +175,7 @@ class PairBatches:
             else:
                 sequences += sides
                 self.tags.append(pair.tag)
+                self.sources.append(pair.source)
         self.refused = len(lost)
         if len(lost) > refused * len(pairs) or not sequences:
             problem = f"{len(lost)} of {len(pairs)} do not fit into the context of {context} tokens, or read alike"
@@ -199,6 +201,7 @@ class PairBatches:
                 [self.rows[2 * i + 1] for i in cut],
                 self._pad,
                 [self.tags[i] for i in cut],
+                where=listed(self.sources[i] for i in cut),
             )
             for cut in cuts
         ]

@@ -89,7 +89,8 @@ def _write(work: Path, number: int, documents: list[Array], text_bytes: int, dty
         "ends": np.cumsum([len(document) for document in documents]).astype("<i8"),
     }
     for name, array in arrays.items():
-        array.tofile(work / f"{name}-{number:05}.bin")
+        # Not array.tofile, which says of a full disk only how many items it wrote.
+        (work / f"{name}-{number:05}.bin").write_bytes(array.data)
     hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     return {
         "tokens": len(arrays["tokens"]),

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmlab.data.shards import write_shards
 from llmlab.data.text import read_texts
+from llmlab.errors import Stopped
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
 
 
 def tokenize(section: TokenizerRecipe, text: Path, out: Path, session: Session) -> Figures:
-    """Train on `text/train.jsonl`, encode both splits below `out`. The held-out text is never trained on."""
-    train_tokenizer(section, read_texts(text / "train.jsonl")).save(out)
+    """Train on `text/train.jsonl`, encode both splits below `out`. The held-out text is never trained on.
+
+    Raises `Stopped` between two documents when the session asks to stop; nothing of it is kept.
+    """
+    train_tokenizer(section, _until_stopped(read_texts(text / "train.jsonl"), session)).save(out)
     tokenizer = Tokenizer.load(out)  # what later stages will read, special tokens and all
     figures: Figures = {"vocab_size": tokenizer.vocab_size}
     for split in ("train", "held_out"):
-        shards = write_shards(read_texts(text / f"{split}.jsonl"), tokenizer, out / split)
+        texts = _until_stopped(read_texts(text / f"{split}.jsonl"), session)
+        shards = write_shards(texts, tokenizer, out / split)
         figures[f"{split}_tokens"] = shards.tokens
         figures[f"{split}_bytes_per_token"] = shards.text_bytes / shards.tokens
     return figures
+
+
+def _until_stopped(texts: Iterator[str], session: Session) -> Iterator[str]:
+    for text in texts:
+        if session.stop.requested:
+            raise Stopped("tokenizer: stopped; --resume begins it again")
+        yield text

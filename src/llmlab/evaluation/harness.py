@@ -20,7 +20,7 @@ from llmlab.evaluation.perplexity import held_out_documents
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.evaluation.tasks import AnyTask
 from llmlab.evaluation.tasks.base import Result, Subject, Task
-from llmlab.recipe import Section, read_yaml
+from llmlab.recipe import Section, parse, read_yaml
 from llmlab.runtime import derive
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -64,11 +64,10 @@ def evaluate_model(
     results: list[Result] = []
     for name in chosen:
         task = name if isinstance(name, Task) else tasks.read(name)
-        changes = {"limit": task.limit if limit is None else limit}
+        changes: dict[str, Any] = {} if limit is None else {"limit": limit}
         if data is not None and (task.needs_file or len(chosen) == 1):
-            task = type(task).model_validate(task.model_dump() | changes | {"path": str(data)})
-        else:
-            task = type(task).model_validate(task.model_dump() | changes)
+            changes["path"] = str(data)
+        task = parse(type(task), task.model_dump() | changes, f"task {task.kind}")
         results += task.run(Subject(bundle, seed, held_out))
     return {"tasks": [result.json() for result in results]}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
 from llmlab.evaluation.statistics import Estimate
-from llmlab.inference.engine import Decoder
+from llmlab.inference.engine import Decoder, without_dropout
 from llmlab.model.places import Places
 from llmlab.objectives.language import token_logprobs
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -162,7 +161,7 @@ def _scored(model: Decoder, spans: Sequence[Span], stride: int | None) -> Iterat
     cut.sort(key=lambda window: window.end - window.start)  # rows of a batch are then of nearly one length
     device = next(model.parameters()).device
     vocabulary = _vocabulary(model)
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), without_dropout(model):
         for group in _batches(cut, min(_TOKENS, max(1, _LOGITS // vocabulary))):
             batch = _batch(spans, group)
             logprobs_BT = token_logprobs(model, batch.to(device)).double().cpu()
@@ -196,16 +195,3 @@ def _batch(spans: Sequence[Span], group: Sequence[Window]) -> Batch:
 def _vocabulary(model: Decoder) -> int:
     size = getattr(model, "vocab_size", None)
     return int(size) if isinstance(size, int) else 1 << 16
-
-
-@contextmanager
-def _evaluating(model: Decoder) -> Iterator[None]:
-    """Without dropout for a while; each module gets back the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

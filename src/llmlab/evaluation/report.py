@@ -6,20 +6,20 @@ It needs no network, no script and no second file; every text in it is escaped, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from llmlab import runtime
 from llmlab.evaluation import findings
 from llmlab.evaluation.plots import Bar, Series, bar_plot, line_plot, short
 from llmlab.evaluation.record import RunRecord, StageRecord, interval, measured, number, read_run, scalars
 from llmlab.runtime import atomic_text
 
 NAME = "report.html"
-PACKAGES = ("llmlab", "torch", "numpy", "tokenizers", "safetensors", "pydantic")
 LONGEST_ANSWER = 900  # characters of a sample that are shown
 
 SHORT = {"sft": "SFT", "dpo": "DPO", "quantize": "Weights"}
@@ -313,10 +313,4 @@ def versions(run: RunRecord) -> dict[str, str]:
         noted = record.manifest.get("versions")
         if isinstance(noted, dict):
             return {str(name): str(version) for name, version in noted.items()}
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return runtime.versions()

@@ -135,7 +135,7 @@ def _decode(
     if memory is None:
         memory = PromptCache(max(len(p) for p in prompts) + max(row.limit - row.length for row in rows))
     cache = memory.dense
-    with _without_dropout(model):
+    with without_dropout(model):
         logits_BV = _prefill(model, prompts, memory, device, role)
         seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
         while True:
@@ -241,7 +241,7 @@ def _role_of(rows: Sequence[_Row], role: Role) -> Role:
 
 
 @contextlib.contextmanager
-def _without_dropout(model: Decoder) -> Iterator[None]:
+def without_dropout(model: Decoder) -> Iterator[None]:
     """Evaluation mode for a while; each module gets back the mode it had."""
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -70,7 +70,8 @@ def ban(logits_BV: Tensor, banned_BV: Tensor) -> Tensor:
 
 def temper(logits_BV: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature, the largest logit moved to 0 first so that a tiny temperature cannot overflow."""
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
+    smallest = torch.finfo(torch.float32).tiny  # below it the temperature itself would round to 0
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, smallest)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:

@@ -205,12 +205,12 @@ class _Loop(Generic[B]):
                 "look at the mask of the data, and at what is cut to the length",
             )
 
-    def _not_finite(self, problem: str, *batches: B) -> InputError:
+    def _not_finite(self, problem: str, *batches: B, at: int | None = None) -> InputError:
         where = [str(place) for batch in batches if (place := getattr(batch, "where", None))]
         steps = self.checkpoints.steps()
         kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no checkpoint yet"
         return InputError(
-            f"step {self.step + 1}",
+            f"step {self.step + 1 if at is None else at}",
             problem + (f", from {'; '.join(where)}" if where else ""),
             f"{kept}; a lower learning rate, a smaller clip or a look at that batch may help",
         )
@@ -251,10 +251,8 @@ class _Loop(Generic[B]):
         self.values["held_out"] = figures
         if self.best_name:
             value = self.best_sign * figures[self.best_name]
-            if math.isnan(value):
-                raise InputError(
-                    f"step {self.step}", f"{self.best_name} is not a number", "the last checkpoint is whole"
-                )
+            if not math.isfinite(value):
+                raise self._not_finite(f"after it {self.best_name} is {figures[self.best_name]}", at=self.step)
             best = self.values["best"]
             if best is None or value < self.best_sign * best["figures"][self.best_name]:
                 self.checkpoints.save_best(self.step, self._weights())
@@ -284,9 +282,11 @@ class _Loop(Generic[B]):
                 parameter.copy_(weights[name])
 
     def _save(self) -> None:
-        self.checkpoints.save(
-            Saved(self.step, self._weights(), self.optimizer.state(), self.batches.state(), self.values)
-        )
+        """A checkpoint of weights that are numbers: others would push out the last that can be gone on from."""
+        weights = self._weights()
+        if broken := next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None):
+            raise self._not_finite(f"after it {broken} holds values that are not finite", at=self.step)
+        self.checkpoints.save(Saved(self.step, weights, self.optimizer.state(), self.batches.state(), self.values))
 
     def _resume(self) -> int:
         """Take the newest checkpoint; the step it is of, 0 where there is none."""
@@ -309,7 +309,8 @@ class _Loop(Generic[B]):
         if self.session.stop.requested:
             if self.step and self.step not in self.checkpoints.steps():
                 self._save()
-            raise Stopped(f"stopped after step {self.step} of {self.settings.steps}; its state is saved in {self.out}")
+            saved = f"; its state is saved in {self.out}" if self.step else ""
+            raise Stopped(f"stopped after step {self.step} of {self.settings.steps}{saved}")
 
     def _finish(self, resumed: int) -> Figures:
         figures: Figures = {"steps": self.step, "resumed_from_step": resumed, **self.values["amounts"]}

@@ -7,7 +7,6 @@ checkpoints/step-000100/weights.safetensors     trained parameters, by name
 best/step-000080/weights.safetensors            the best weights that a kept checkpoint speaks of
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from llmlab.data.state import State
 from llmlab.errors import InputError
-from llmlab.runtime import atomic_folder, atomic_json, atomic_safetensors, remove_leftovers
+from llmlab.runtime import atomic_folder, atomic_json, atomic_safetensors, disk_full, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def clear_when_full(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_full(error):
             raise
         steps = Checkpoints(out, keep=1).steps()
         kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there was no checkpoint yet"
