@@ -15,6 +15,7 @@ from llmlab.run import read_recipe, run
 
 
 @pytest.mark.usefixtures("smollm2")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft calls it
 def test_adapter_on_real_weights_opens_in_peft_with_equal_logits(shared: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a test dependency")
     peft = pytest.importorskip("peft", reason="a test dependency")

@@ -209,7 +209,7 @@ def test_nan_stops_at_once_and_names_step_and_batch(
 
 
 def test_a_nan_evaluation_cannot_be_the_best(lab: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="held_out is not a number"):
+    with pytest.raises(InputError, match="held_out is nan"):
         lab.train(tmp_path, probe=lambda model: {"held_out": math.nan}, best="held_out")
 
 
