@@ -58,17 +58,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["handbook", "99"], "99"),
         (["handbook", "--lang", "fr"], "fr"),
         (["recipe", "nothing"], "allowed: "),
+        (["evaluate", "@", "samples", "--limit", "0"], "task samples.limit: got 0"),
+        (["run", "smoke", "--out", "@/config.json", "--resume"], "is a file"),
+        (["run", "@"], "cannot be read: Is a directory"),
+        (["convert", "@", "@/config.json/x"], "config.json"),
+        (["run", "smoke", "pretrain.training.steps=true"], "steps is True, where a number belongs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_line_and_exit_2(tiny: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
-    given = [str(tiny) if word == "@" else str(tmp_path / "out") if word == "OUT" else word for word in arguments]
+    given = [str(tmp_path / "out") if word == "OUT" else word.replace("@", str(tiny)) for word in arguments]
     done = llmlab(*given, cwd=tmp_path)
     assert done.returncode == 2, done.stderr.decode()
     lines = done.stderr.decode().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("llmlab: ")
     assert says in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["run", "smoke", "--out", b"n\xff"], ["convert", b"n\xff", "out"]])
+def test_arguments_that_are_not_utf8_are_refused(tmp_path: Path, arguments: list[str | bytes]) -> None:
+    command = [sys.executable, "-m", "llmlab", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert b"is not UTF-8" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,3 +149,37 @@ def test_handbook_answers_in_json_and_in_chinese() -> None:
     assert [question["n"] for question in questions] == list(range(1, 55))
     assert sum(question["verdict"] is not None for question in questions) >= 10
     assert any("\u4e00" <= letter <= "\u9fff" for letter in llmlab("handbook", "50", "--lang", "zh").stdout.decode())
+
+
+def test_a_reader_that_leaves_is_no_error(tiny: Path) -> None:
+    for words in (["recipe", "--schema"], ["generate", str(tiny), "--prompt", "a", "--max-new-tokens", "40"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "llmlab", *words]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_streams_that_are_closed_or_speak_ascii(tiny: Path) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "llmlab", "handbook", "50", "--lang", "zh"]
+    done = subprocess.run(command, capture_output=True, env=ascii_only, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    words = " ".join([sys.executable, "-m", "llmlab"])
+    assert subprocess.run(f"{words} recipe --list >&-", shell=True, check=False).returncode == 0
+    closed = subprocess.run(f"{words} generate {tiny} <&-", shell=True, capture_output=True, check=False)
+    assert (closed.returncode, len(closed.stderr.splitlines())) == (2, 1)
+
+
+def test_quantised_folders_are_used_as_they_are_or_refused(tiny: Path, tmp_path: Path) -> None:
+    from llmlab.checkpoints.native import load_model
+    from llmlab.compression.quantize import Int8, quantize_model, save_quantized
+
+    bundle, folder = load_model(tiny), tmp_path / "int8"
+    save_quantized(folder, quantize_model(bundle.model, Int8()), bundle.tokenizer, Int8())
+    assert llmlab("generate", str(folder), "--prompt", "a", "--max-new-tokens", "2").returncode == 0
+    done = llmlab("convert", str(folder), str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert b"holds quantised weights" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -47,6 +47,7 @@ class Whole(Section):
         ({"shapes": ["box", "bix"]}, r"recipe\.shapes\.1: unknown kind 'bix'"),
         ({"colour": "gren"}, r"recipe\.colour: unknown value 'gren' \(did you mean 'green'"),
         ({"inner": {"size": "big"}}, r"recipe\.inner\.size: got 'big'"),
+        ({"inner": {"size": True}}, r"recipe\.inner: size is True, where a number belongs"),
         ([], r"recipe: got \[\]"),
     ],
 )
@@ -78,11 +79,24 @@ def test_any_value_is_parsed_or_refused_in_one_line(values: Any) -> None:
         assert "\n" not in str(error)
 
 
+# A few lines that stand for 9 ** 12 values.
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
 def test_bad_files_name_themselves(tmp_path: Path) -> None:
     cases = {
         "a.yaml": (b"a: [", "a.yaml:1: is not YAML"),
         "b.yaml": (b"\xff\xfe", "not UTF-8"),
         "c.yaml": (b"- 1", "no mapping"),
+        "twice.yaml": (b"name: a\nseed: 1\nname: b\n", "twice.yaml:3: is not YAML: 'name' is there twice"),
+        "tab.yaml": (b"a:\n\tb: 1\n", "tab.yaml:2: is not YAML"),
+        "deep.yaml": (b"a: " + b"[" * 20_000, "not YAML that can be read"),
+        "self.yaml": (b"a: &a [*a]", "20000 values, or is more than 50 deep"),
+        "laughs.yaml": (LAUGHS.encode(), "20000 values"),
+        "digits.yaml": (b"a: " + b"9" * 6000, "not YAML that can be read"),
+        "large.yaml": (b"# " + b"x" * (1 << 18), "larger than"),
     }
     for name, (content, says) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -90,6 +104,10 @@ def test_bad_files_name_themselves(tmp_path: Path) -> None:
             read_yaml(tmp_path / name)
     with pytest.raises(InputError, match="no such file"):
         read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "shared.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
+    assert read_yaml(tmp_path / "shared.yaml")["b"] == {"x": 1, "y": 2}
 
 
 def test_explain_names_every_field_and_kind() -> None:
@@ -98,3 +116,15 @@ def test_explain_names_every_field_and_kind() -> None:
     assert rows["shape: circle"] == ("", "A round thing.")
     assert rows["shape[circle].size"] == ("1", "radius")
     assert "inner.size" in rows or "inner[circle].size" in rows
+
+
+def test_an_override_changes_one_field_of_a_default() -> None:
+    class Owner(Section):
+        inner: Circle = Circle(size=7)
+        shape: Annotated[Circle | Box, *KINDS] = Box(size=8)
+
+    class Top(Section):
+        owner: Owner = Owner()
+
+    top = parse(Top, override(Top, {}, ["owner.shape.depth=1"]))
+    assert top == Top(owner=Owner(inner=Circle(size=7), shape=Box(size=8, depth=1)))

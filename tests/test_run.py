@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -146,3 +147,14 @@ def test_presets_live_for_two_steps(preset: str, tmp_path: Path) -> None:
     done = run(recipe, tmp_path / "run", quiet=True)
     assert [stage["name"] for stage in done["stages"]][-1] == "evaluate"
     assert all(stage["steps"] == 2 for stage in done["stages"][2:7])
+
+
+def test_a_full_disk_names_the_run_and_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llmlab.run.run_stages", full)
+    with pytest.raises(InputError, match=r"no space left on the disk .*--resume") as caught:
+        run(read_recipe("smoke"), tmp_path / "r", quiet=True)
+    assert caught.value.place == str(tmp_path / "r")
+    assert "\n" not in str(caught.value)

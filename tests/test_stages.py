@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from llmlab.errors import InputError
+from llmlab.errors import InputError, Stopped
 from llmlab.meters import Meter
 from llmlab.stages import Figures, Session, Stage, manifest, run_stages
 
@@ -111,3 +113,40 @@ def test_meter_rewinds_to_a_step(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[3]["loss"] == 0.5
+
+
+def test_rewinding_writes_nothing_so_a_full_disk_costs_no_row(tmp_path: Path) -> None:
+    meter = Meter(tmp_path, "x", 10, quiet=True)
+    for step in range(1, 6):
+        meter.step(step, {"loss": step / 2})
+    rows = meter.path.read_bytes().splitlines(keepends=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))  # no file may be written beyond its first byte
+    try:
+        meter.rewind(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    meter.close()
+    assert meter.path.read_bytes() == b"".join(rows[:3])
+
+
+def test_a_stop_between_stages_begins_none(life: Life) -> None:
+    session = Session()
+
+    def ask(out: Path, session: Session) -> Figures:
+        session.stop.requested = True
+        return {}
+
+    stages = [Stage("first", {}, (), [], ask), Stage("second", {}, ("first",), [], ask)]
+    with pytest.raises(Stopped, match="before second"):
+        run_stages(stages, life.root, session, life.said.append)
+    assert manifest(life.root / "first") is not None
+    assert not (life.root / "second").exists()
+
+
+def test_a_manifest_says_what_it_was_made_with(life: Life) -> None:
+    life.run()
+    done = manifest(life.root / "first")
+    assert done is not None
+    assert done["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert {"python", "llmlab"} <= set(done["versions"])

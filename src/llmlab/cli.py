@@ -294,7 +294,7 @@ def main() -> None:
     # when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        app(_arguments() or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except LlmlabError as error:
         code = _fail(str(error), error.exit_code)
@@ -315,6 +315,16 @@ def main() -> None:
             raise  # a defect: its traceback is for us
         code = _fail(error.format_message(), 2)
     sys.exit(code)
+
+
+def _arguments() -> list[str]:
+    """What was given on the command line. It must be UTF-8: safetensors opens no file of another name."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(repr(argument), "this argument is not UTF-8", "rename the file") from None
+    return sys.argv[1:]
 
 
 def _open_streams() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.native import load_model, plain_state, save_model
+from llmlab.checkpoints.native import load_model, plain_state, save_model, write_safetensors
 from llmlab.errors import InputError
 from llmlab.model.transformer import Architecture
 
@@ -178,3 +180,15 @@ def test_damaged_safetensors_are_read_or_refused_by_name(
     except InputError as error:
         assert "model.safetensors" in str(error)
         assert "\n" not in str(error)
+
+
+def test_a_file_that_cannot_grow_is_an_error_with_its_number(tmp_path: Path) -> None:
+    """A full disk is told by errno; here a limit on the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_safetensors(tmp_path / "w.safetensors", {"w": torch.zeros(100, 100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "w.safetensors"))

@@ -305,3 +305,10 @@ def test_tasks_come_in_two_manners_and_split_alike() -> None:
     assert source.files() == []
     with pytest.raises(InputError, match=r"kinds.*did you mean 'spell'"):
         parse(TaskChats, {"kinds": ["spel"]})
+
+
+def test_a_batch_says_which_chats_it_holds(renderer: Renderer) -> None:
+    chats = [Chat(_chat(f"sea {i}", "ship").messages, f"my.jsonl:{i + 1}") for i in range(5)]
+    long = Chat(_chat("sea " * 100, "ship").messages, "my.jsonl:99")  # cut away, so the rows after it move up
+    batches = ChatBatches([*chats[:1], long, *chats[1:]], renderer, 64, 4, 3, 0, refused=0.5)
+    assert [batch.where for batch in batches.once()] == ["my.jsonl:1, my.jsonl:2, my.jsonl:3", "my.jsonl:4, my.jsonl:5"]

@@ -265,3 +265,20 @@ def test_a_row_without_padding_and_one_of_padding_only_are_finite(tmp_path: Path
     (batch,) = batches.next()
     assert sorted(batch.at.real.sum(1).tolist()) == [1, 8]
     assert torch.isfinite(NextToken()(model("rope"), batch).sums["cross_entropy"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
+def test_a_batch_says_which_documents_it_holds(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, rows: int, micro: int
+) -> None:
+    """Each document is told by its own ids: those named are exactly those that the rows hold."""
+    lengths = [min(size, 20) for size in lengths][:6]
+    shards = corpus(tmp_path_factory.mktemp("where"), lengths)
+    length = min(length, shards.tokens)
+    for batch in (batch for _ in range(3) for batch in PackedBatches(shards, length, rows, micro, 0).next()):
+        held = {(target - 1) // 20 + 1 for _, target in pairs(batch) if target != EOS}
+        named = set(map(int, batch.where.removeprefix("training documents ").split(", ")))
+        assert held <= named <= set(range(1, len(lengths) + 1))
+        ends = sum(target == EOS for _, target in pairs(batch))
+        assert len(named) <= len(held) + ends

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +173,16 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     wide.eos_id = None  # type: ignore[assignment]
     with pytest.raises(InputError, match="no eos token"):
         write_shards(["a"], wide, tmp_path / "s")  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_grow_is_an_error_with_its_number(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A full disk is told by errno; here a limit on the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_shards(["a whale " * 9000], tokenizer, tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []

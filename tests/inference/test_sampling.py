@@ -168,7 +168,7 @@ def test_top_k_one_is_temperature_zero_is_argmax(seed: int) -> None:
         assert drawn.logprobs_B.tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-6])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-6])
 def test_a_tiny_temperature_overflows_nowhere(temperature: float) -> None:
     logits = random_logits(1, spread=1000.0)
     drawn = s.choose(s.process(logits, Sampling(temperature=temperature)), False, [1, 2, 3], [0, 0, 0])

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.data.batch import Batch
+from llmlab.data.state import State
 from llmlab.errors import InputError, Stopped
 from llmlab.objectives.language import NextToken
 from llmlab.objectives.objective import Terms
 from llmlab.stages import Session
 from llmlab.training.optimizers import AdamW, Muon, Optimizer, trained
 from llmlab.training.schedules import Cosine
+from llmlab.training.state import Checkpoints, Saved
 
 SPLITS = [(6,), (1,) * 6, (4, 2), (1, 5), (3, 1, 2)]
 
@@ -401,3 +403,30 @@ def test_other_failures_stay_defects(lab: Any, tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="not yours"):
         lab.train(tmp_path, probe=probe)
+
+
+def test_weights_that_are_not_finite_push_out_no_checkpoint(lab: Any, tmp_path: Path) -> None:
+    class Spoils(lab.Rows):  # type: ignore[misc, name-defined]
+        """The fourth step's batch comes with a weight that nothing reads any more, and that is not finite."""
+
+        def next(self, model: Any) -> list[Batch]:
+            if len(self.log) == 3:
+                with torch.no_grad():
+                    model.spare.fill_(math.inf)
+            return super().next(model)  # type: ignore[no-any-return]
+
+    model = lab.model()
+    model.spare = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(InputError, match=r"step 4: after it spare .*not finite .*step 2 is whole"):
+        lab.train(tmp_path, Spoils(), model=model)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_checkpoint_written_to_stop_goes_with_the_next(tmp_path: Path) -> None:
+    def saved(step: int) -> Saved:
+        return Saved(step, {"w": torch.ones(1)}, {}, State(), {"best": None})
+
+    checkpoints = Checkpoints(tmp_path, keep=2, every=5)
+    for step, left in ((5, [5]), (10, [5, 10]), (12, [10, 12]), (15, [10, 15]), (17, [15, 17])):
+        checkpoints.save(saved(step))
+        assert checkpoints.steps() == left

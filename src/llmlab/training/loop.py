@@ -108,7 +108,7 @@ class _Loop(Generic[B]):
         self.optimizer = settings.optimizer.build(model)
         if not self.optimizer.parameters:
             raise ValueError("no parameter of the model wants a gradient")
-        self.checkpoints = Checkpoints(out, settings.keep)
+        self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
         self.step = 0
         # All that a resumed run needs beside weights, optimizer and batches. JSON, no times.
         self.values: dict[str, Any] = {

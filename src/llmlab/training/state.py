@@ -36,10 +36,11 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints below `out`, of which the newest `keep` stay."""
+    """The checkpoints below `out`, of which the newest `keep` stay. One that is no multiple of `every` was written to
+    stop, and goes with the next: a run that was stopped leaves the files that an unbroken one does."""
 
-    def __init__(self, out: Path, keep: int) -> None:
-        self.folder, self.best, self._keep = out / "checkpoints", out / "best", keep
+    def __init__(self, out: Path, keep: int, every: int = 1) -> None:
+        self.folder, self.best, self._keep, self._every = out / "checkpoints", out / "best", keep, every
         for folder in (self.folder, self.best):
             remove_leftovers(folder)
 
@@ -56,7 +57,9 @@ class Checkpoints:
             atomic_json(
                 work / "state.json", {"step": saved.step, "values": saved.values, "batches": saved.batches.values}
             )
-        for step in self.steps()[: -self._keep]:
+        *earlier, last = self.steps()
+        stay = [*(step for step in earlier if step % self._every == 0), last][-self._keep :]
+        for step in {*earlier} - {*stay}:
             shutil.rmtree(self._path(step))
         self._drop_outdone()
 
