@@ -7,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.data.batch import IGNORE, Batch, Sequences, collate, collate_pairs
+from llmlab.data.batch import IGNORE, Batch, Sequences, collate, collate_pairs, pack
+from llmlab.model.transformer import Architecture
+from llmlab.objectives.language import NextToken
+from llmlab.recipe import parse
 
 SEQUENCES = st.lists(
     st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6).map(
@@ -74,3 +77,37 @@ def test_sequences_come_back(sequences: list) -> None:  # type: ignore[type-arg]
     assert rows.fingerprint == Sequences(sequences).fingerprint
     changed = [([sequences[0][0][0] + 1, *sequences[0][0][1:]], sequences[0][1]), *sequences[1:]]
     assert rows.fingerprint != Sequences(changed).fingerprint
+
+
+@settings(deadline=None, max_examples=200)
+@given(SEQUENCES, st.integers(0, 9))
+def test_packing_keeps_every_sequence_whole(sequences: list, pad: int) -> None:  # type: ignore[type-arg]
+    batch, rows = pack(sequences, pad), collate(sequences, pad)
+    assert batch.tokens == rows.tokens
+    assert batch.learnt == rows.learnt
+    assert len(batch.ids_BT) <= len(sequences)
+    for number, (ids, learn) in enumerate(sequences):
+        row, columns = (batch.at.document == number).nonzero().T
+        assert set(row.tolist()) == {row[0].item()}  # in one row, side by side
+        assert columns.tolist() == list(range(columns[0], columns[0] + len(ids)))
+        assert batch.ids_BT[row, columns].tolist() == list(ids)
+        assert batch.at.position[row, columns].tolist() == list(range(len(ids)))
+        follow = [ids[t + 1] if learn[t + 1] else IGNORE for t in range(len(ids) - 1)]
+        assert batch.targets_BT[row, columns].tolist() == [*follow, IGNORE]
+    assert (batch.ids_BT[~batch.at.real] == pad).all()
+    assert (batch.targets_BT[~batch.at.real] == IGNORE).all()
+
+
+def test_packed_loss_and_gradient_are_those_of_separate_rows(position_kind: type) -> None:
+    """Traps 15 and 16, for every position encoding."""
+    chance = torch.Generator().manual_seed(0)
+    sizes = [9, 3, 5, 4, 1, 7]
+    sequences = [(torch.randint(20, (n,), generator=chance).tolist(), [t % 3 > 0 for t in range(n)]) for n in sizes]
+    model = parse(Architecture, {"layers": 2, "dim": 32, "initial_std": 0.2, "position": position_kind()}).build(20)
+    found = []
+    for batch in (pack(sequences, None), collate(sequences, None)):
+        model.zero_grad()
+        loss = NextToken()(model, batch).sums["cross_entropy"]
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmlab.data.batch import Batch
 from llmlab.data.chats import (
     BundledChats,
     Chat,
@@ -220,11 +221,17 @@ def _batches(renderer: Renderer, n: int = 10, **changed: Any) -> ChatBatches:
 def test_what_is_learnt_in_a_batch(renderer: Renderer) -> None:
     tokenizer = renderer.tokenizer
     [batch] = _batches(renderer, 4, micro_batch=4).once()
-    for i, targets in enumerate(batch.targets_BT):
+    for i in range(4):
+        mine = batch.at.document == i
+        targets = batch.targets_BT[mine]
         assert tokenizer.decode(targets[targets != -100].tolist()) == "ship " * i + "<|im_end|>"
-    assert batch.ids_BT[3, -1] == tokenizer.token_id("<|im_end|>")  # nothing after the stop
-    assert [len(b.ids_BT) for b in _batches(renderer).next()] == [3, 1]
-    assert sum(len(b.ids_BT) for b in _batches(renderer).once()) == 10
+        assert batch.ids_BT[mine][-1] == tokenizer.token_id("<|im_end|>")  # nothing after the stop
+    assert [_chats(b) for b in _batches(renderer).next()] == [3, 1]
+    assert sum(map(_chats, _batches(renderer).once())) == 10
+
+
+def _chats(batch: Batch) -> int:
+    return len(set(batch.at.document[batch.at.real].tolist()))
 
 
 def _ids(batches: list[Any]) -> list[Any]:
@@ -289,7 +296,8 @@ def test_a_template_that_never_stops_is_refused(renderer: Renderer) -> None:
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text("ship 鲸<|im_end>")), min_size=1))
 def test_any_text_is_learnt_as_it_is(renderer: Renderer, pairs: list[tuple[str, str]]) -> None:
     batches = ChatBatches([_chat(q, a) for q, a in pairs], renderer, 4000, 2, 2, 0)
-    learnt = [t[t != -100] for batch in batches.once() for t in batch.targets_BT]
+    packed = [(batch, number) for batch in batches.once() for number in range(_chats(batch))]
+    learnt = [(t := batch.targets_BT[batch.at.document == number])[t != -100] for batch, number in packed]
     stop = torch.tensor([renderer.tokenizer.token_id("<|im_end|>")])
     for (_, answer), targets in zip(pairs, learnt, strict=True):
         assert renderer.tokenizer.decode(targets[:-1].tolist()) == answer

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llmlab.data import bundled, tasks
-from llmlab.data.batch import Batch, Sequences, collate, listed
+from llmlab.data.batch import Batch, Sequences, listed, pack
 from llmlab.data.heldout import split_by_prompt
 from llmlab.data.messages import Messages, asked, first_question, instruction, messages, text
 from llmlab.data.order import ShuffledOrder
@@ -200,7 +200,8 @@ class Fit:
 
 
 class ChatBatches:
-    """Batches of chats for the training loop: `batch_size` rows a step, in micro-batches, shuffled anew each epoch.
+    """Batches of chats for the training loop: `batch_size` chats a step, in micro-batches, shuffled anew each epoch.
+    The chats of a micro-batch are packed: several share a row, and none sees another.
 
     A chat longer than `context` is cut on the right. One whose learnt tokens are cut away entirely would teach nothing
     and divide by nothing: it is refused and counted, and more than a share of `refused` of them is an `InputError`.
@@ -223,8 +224,8 @@ class ChatBatches:
         self.order = ShuffledOrder(len(self.rows), seed, "chats", self.rows.fingerprint)
 
     def next(self, model: Any = None) -> list[Batch]:
-        """The micro-batches of the next step, rows of like length together: less padding, the same gradient."""
-        return self._batches(sorted(self.order.take(self.batch_size), key=self.rows.length))
+        """The micro-batches of the next step."""
+        return self._batches(self.order.take(self.batch_size))
 
     def once(self) -> list[Batch]:
         """Every row once, in order, in micro-batches: to evaluate on."""
@@ -234,8 +235,7 @@ class ChatBatches:
         cuts = range(0, len(indices), self.micro_batch)
         groups = [indices[cut : cut + self.micro_batch] for cut in cuts]
         return [
-            collate([self.rows[i] for i in group], self._pad, where=listed(self.sources[i] for i in group))
-            for group in groups
+            pack([self.rows[i] for i in group], self._pad, listed(self.sources[i] for i in group)) for group in groups
         ]
 
     def state(self) -> State:
