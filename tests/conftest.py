@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from llmlab.model.attention import AttentionPart
+from llmlab.model.block import Wiring
 from llmlab.model.feedforward import FeedForwardPart
+from llmlab.model.mixers import AttentionPart
 from llmlab.model.norms import Norm
 from llmlab.model.positions import Position
+from llmlab.model.rotary import Scaling
 
 SHARED = Path(os.environ.get("LLMLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
@@ -53,12 +55,62 @@ def members(union: object) -> list[type]:
     return list(get_args(get_args(union)[0]))
 
 
-POSITIONS, NORMS = members(Position), members(Norm)
-FEEDFORWARDS, ATTENTIONS = members(FeedForwardPart), members(AttentionPart)
+POSITIONS, NORMS, SCALINGS = members(Position), members(Norm), members(Scaling)
+NEEDED: dict[str, dict[str, Any]] = {  # fields of a scaling that have no default
+    "dynamic": {"trained": 64},
+    "yarn": {"trained": 16},
+    "logn": {"trained": 8},
+    "llama3": {"trained": 16},
+}
+FEEDFORWARDS, ATTENTIONS, WIRINGS = members(FeedForwardPart), members(AttentionPart), members(Wiring)
+
+
+def kind(member: type) -> str:
+    return str(member.model_fields["kind"].default)  # type: ignore[attr-defined]
+
+
+# Settings beside the defaults of each kind that a test of all should see too.
+POSITION_SETTINGS: list[dict[str, Any]] = [
+    *({"kind": kind(member)} for member in POSITIONS),
+    *({"kind": "rope", "scaling": {"kind": kind(member), **NEEDED.get(kind(member), {})}} for member in SCALINGS[1:]),
+    {"kind": "rope", "fraction": 0.5},
+    {"kind": "rope_interleaved", "fraction": 0.5},
+    {"kind": "xl", "segments": True, "furthest": 4},
+]
+ATTENTION_SETTINGS: list[dict[str, Any]] = [
+    *({"kind": kind(member)} for member in ATTENTIONS),
+    {"kind": "mha", "window": 3},
+    {"kind": "gqa", "window": 3, "sinks": 1, "norm": True, "bias": True, "scale": 1.0},
+]
+
+
+def goes_with(position: dict[str, Any], attention: dict[str, Any]) -> bool:
+    """What the parts declare of one another."""
+    encoding = next(member for member in POSITIONS if kind(member) == position["kind"])
+    mixer = next(member for member in ATTENTIONS if kind(member) == attention["kind"])
+    return mixer().scores or not encoding.in_attention
+
+
+PAIRS = [(position, attention) for position in POSITION_SETTINGS for attention in ATTENTION_SETTINGS]
+
+
+def told(settings: dict[str, Any]) -> str:
+    """A short name of settings."""
+    return "-".join(told(value) if isinstance(value, dict) else str(value) for value in settings.values())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    unions = {"position": POSITIONS, "norm": NORMS, "feedforward": FEEDFORWARDS, "attention": ATTENTIONS}
+    unions = {
+        "position": POSITIONS,
+        "norm": NORMS,
+        "feedforward": FEEDFORWARDS,
+        "attention": ATTENTIONS,
+        "wiring": WIRINGS,
+    }
     for name, kinds in unions.items():
         if f"{name}_kind" in metafunc.fixturenames:
             metafunc.parametrize(f"{name}_kind", kinds, ids=lambda kind: kind.model_fields["kind"].default)
+    for name, fits in (("mixing", True), ("misfit", False)):
+        if name in metafunc.fixturenames:
+            pairs = [pair for pair in PAIRS if goes_with(*pair) == fits]
+            metafunc.parametrize(name, pairs, ids=lambda pair: f"{told(pair[0])}+{told(pair[1])}")

@@ -14,7 +14,7 @@ from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora, merge
 from llmlab.adapters.peft_format import CONFIG, WEIGHTS, load_head, load_peft, read_config, save_adapter
 from llmlab.checkpoints.native import read_safetensors, write_safetensors
 from llmlab.errors import InputError
-from llmlab.families.mapping import family_of
+from llmlab.families.mapping import family_of, to_hf
 from llmlab.model.heads import ScalarHead
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
@@ -50,7 +50,7 @@ def in_transformers(model: Transformer) -> Any:
 
     family = family_of(model.architecture)
     theirs = LlamaForCausalLM(LlamaConfig(**family.write_config(model.architecture, VOCABULARY)))
-    state = family.to_hf(model.architecture, model.state_dict())
+    state = to_hf(family, model.architecture, model.state_dict())
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}

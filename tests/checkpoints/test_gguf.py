@@ -19,6 +19,7 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.hf import save_hf
 from llmlab.errors import InputError
 from llmlab.families import llama
+from llmlab.families.mapping import to_hf
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -73,7 +74,7 @@ def write(
     for key, value in values.items():
         if value is not None:
             add[type(value)](key, value)
-    state = llama.to_hf(a, bundle.model.state_dict())
+    state = to_hf(llama, a, bundle.model.state_dict())
     weights: dict[str, Any] = {}
     for name, tensor in state.items():
         stem, _, part = name.rpartition(".")

@@ -77,7 +77,7 @@ def test_logits_equal_the_reference(name: str, config: dict[str, Any]) -> None:
     family = mapping.family(name)
     architecture, vocab_size = family.read_config(theirs.config.to_dict())
     ours = architecture.build(vocab_size).eval()
-    ours.load_state_dict(family.from_hf(ours, theirs.state_dict()))
+    ours.load_state_dict(mapping.from_hf(family, ours, theirs.state_dict()))
     lengths, width = [9, 4, 7], 9
     ids = torch.randint(60, (3, width), generator=torch.Generator().manual_seed(1))
     for side in ("left", "right"):
@@ -86,7 +86,7 @@ def test_logits_equal_the_reference(name: str, config: dict[str, Any]) -> None:
             expected = theirs(ids, attention_mask=at.real.long(), position_ids=at.position).logits
         got = ours(ids, at)
         assert (got - expected)[at.real].abs().max() < 1e-4
-    again = family.to_hf(architecture, ours.state_dict())
+    again = mapping.to_hf(family, architecture, ours.state_dict())
     assert set(again) == {key for key in theirs.state_dict() if key != "lm_head.weight" or not architecture.tied}
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in again.items())
 
@@ -95,7 +95,7 @@ def test_logits_equal_the_reference(name: str, config: dict[str, Any]) -> None:
 def test_config_there_and_back(name: str, config: dict[str, Any]) -> None:
     family = mapping.family(name)
     architecture, vocab_size = family.read_config(reference(name, config).config.to_dict())
-    written = family.write_config(architecture, vocab_size)
+    written = mapping.written(family, architecture, vocab_size)
     assert family.read_config(written) == (architecture, vocab_size)
     opened = transformers.AutoConfig.for_model(**written)
     assert family.read_config(opened.to_dict()) == (architecture, vocab_size)
@@ -110,11 +110,11 @@ def test_missing_unknown_and_misshapen_tensors_are_errors(name: str) -> None:
     good = dict(theirs.state_dict())
     first = family.names(architecture)[1].theirs
     with pytest.raises(InputError, match=f"{first}: this tensor is missing"):
-        family.from_hf(ours, {key: value for key, value in good.items() if key != first})
+        mapping.from_hf(family, ours, {key: value for key, value in good.items() if key != first})
     with pytest.raises(InputError, match="surprise: unknown tensor"):
-        family.from_hf(ours, good | {"surprise": torch.zeros(1)})
+        mapping.from_hf(family, ours, good | {"surprise": torch.zeros(1)})
     with pytest.raises(InputError, match="has shape"):
-        family.from_hf(ours, good | {first: good[first][:-1]})
+        mapping.from_hf(family, ours, good | {first: good[first][:-1]})
 
 
 def test_interleaved_rotary_leaves_as_llama() -> None:
@@ -122,15 +122,18 @@ def test_interleaved_rotary_leaves_as_llama() -> None:
     parts = {"layers": 2, "dim": 32, "context": 32, "initial_std": 0.3, "position": "rope_interleaved"}
     pairs = parse(Architecture, parts).build(60)
     llama = mapping.family("llama")
-    architecture, vocab_size = llama.read_config(llama.write_config(pairs.architecture, 60))
+    architecture, vocab_size = llama.read_config(mapping.written(llama, pairs.architecture, 60))
     halves = architecture.build(vocab_size)
-    halves.load_state_dict(llama.from_hf(halves, llama.to_hf(pairs.architecture, pairs.state_dict())))
+    halves.load_state_dict(mapping.from_hf(llama, halves, mapping.to_hf(llama, pairs.architecture, pairs.state_dict())))
     ids = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(1))
     assert (pairs(ids) - halves(ids)).abs().max() < 1e-5
-    back = llama.from_hf(pairs, llama.to_hf(architecture, halves.state_dict()))
+    back = mapping.from_hf(llama, pairs, mapping.to_hf(llama, architecture, halves.state_dict()))
     assert all(torch.equal(back[name], tensor) for name, tensor in pairs.state_dict().items())
 
 
 def test_inexpressible_parts_name_themselves() -> None:
-    with pytest.raises(InputError, match=r"gpt2: not a part of gpt2.*llama: not a part of llama"):
+    with pytest.raises(
+        InputError,
+        match=r"gpt2: model.norm rmsnorm is not a part of gpt2.*llama: model.position alibi is not a part of llama",
+    ):
         mapping.family_of(parse(Architecture, {"position": "alibi"}))

@@ -80,8 +80,8 @@ def test_a_batch_with_a_cache_answers_as_each_row_alone_without_one(
         assert_same(ours, slow(model, prompt, section, stop_ids, own))
 
 
-def test_every_position_and_attention_through_the_engine(position_kind: Any, attention_kind: Any) -> None:
-    model = tiny(position_kind(), attention_kind())
+def test_every_position_and_attention_through_the_engine(mixing: Any) -> None:
+    model = tiny(*mixing)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
     for ours, prompt, seed in zip(
         generate(model, prompts, SECTIONS[0], [0], [1, 2, 3]), prompts, [1, 2, 3], strict=True

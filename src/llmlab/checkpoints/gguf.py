@@ -15,7 +15,7 @@ from llmlab.families.mapping import Entry, pair_halves, to_ours
 from llmlab.model.attention import GroupedQuery
 from llmlab.model.feedforward import SwiGLU
 from llmlab.model.norms import RMSNorm
-from llmlab.model.positions import Rope
+from llmlab.model.rotary import Rope
 from llmlab.model.transformer import Architecture
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ def read(path: Path) -> Bundle:
     except InputError as error:
         raise InputError(f"{path}: {error.place}", error.problem, error.hint) from None
     # llama.cpp turns neighbouring rows of queries and keys, so its converter had interleaved the two halves.
-    heads = {"query": architecture.attention.heads, "key": architecture.attention.key_heads}
+    heads = {"query": architecture.keyed.heads, "key": architecture.keyed.key_heads}
     for name in state:
         if (part := name.split(".")[-2]) in heads:
             state[name] = pair_halves(state[name], heads[part])

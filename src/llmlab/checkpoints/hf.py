@@ -23,7 +23,7 @@ from llmlab.checkpoints.native import (
     write_safetensors,
 )
 from llmlab.errors import InputError
-from llmlab.families.mapping import family, family_of
+from llmlab.families.mapping import family, family_of, from_hf, to_hf, written
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.runtime import atomic_folder, atomic_json
 from llmlab.tokenization.chat import Renderer
@@ -46,7 +46,7 @@ def load_hf(folder: Path) -> Bundle:
     tensors = _read_tensors(folder)
     model = skeleton(architecture, vocab_size, tensors, place)
     try:
-        state = known.from_hf(model, tensors)
+        state = from_hf(known, model, tensors)
     except InputError as error:
         raise InputError(f"{folder}: {printable(error.place)}", error.problem, error.hint) from None
     fill(model, fresh(state, str(folder)), str(folder))
@@ -67,7 +67,7 @@ def write_hf(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> N
     """The files of a Hugging Face folder, into a folder that somebody else makes atomic."""
     matching(tokenizer, model.vocab_size, str(folder))
     known = family_of(model.architecture)
-    config = known.write_config(model.architecture, model.vocab_size)
+    config = written(known, model.architecture, model.vocab_size)
     # transformers takes LLaMA's own ids for missing ones, so the absence of a token is written out, as null.
     special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
@@ -75,7 +75,7 @@ def write_hf(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> N
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     atomic_json(folder / CONFIG, config | special)
     atomic_json(folder / GENERATION, special | {"eos_token_id": _stop_ids(tokenizer)})
-    write_safetensors(folder / WEIGHTS, known.to_hf(model.architecture, plain_state(model)), {"format": "pt"})
+    write_safetensors(folder / WEIGHTS, to_hf(known, model.architecture, plain_state(model)), {"format": "pt"})
 
 
 def _stop_ids(tokenizer: Tokenizer | None) -> list[int] | None:

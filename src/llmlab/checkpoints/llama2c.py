@@ -19,7 +19,7 @@ from llmlab.families.mapping import pair_halves
 from llmlab.model.attention import GroupedQuery
 from llmlab.model.feedforward import SwiGLU
 from llmlab.model.norms import RMSNorm
-from llmlab.model.positions import Rope
+from llmlab.model.rotary import Rope
 from llmlab.model.transformer import Architecture
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ def read(model_bin: Path, tokenizer_bin: Path) -> Bundle:
             state |= {name.replace("*", str(layer)): part.clone() for layer, part in enumerate(group)}
         elif name:
             state[name] = group
-    a = architecture.attention
+    a = architecture.keyed
     for name in state:
         for part, heads in ((".query.", a.heads), (".key.", a.key_heads)):
             if part in name:

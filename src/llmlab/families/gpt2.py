@@ -3,22 +3,22 @@ stored [in, out] (Radford et al. 2019, "Language Models are Unsupervised Multita
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from llmlab.errors import InputError, unknown
-from llmlab.families.mapping import Entry, refuse, to_ours, to_theirs
+from llmlab.families.mapping import Entry, expect
 from llmlab.model.attention import MultiHead
 from llmlab.model.feedforward import GELU, GELUTanh, ReLU, Swish
 from llmlab.model.norms import LayerNorm
 from llmlab.model.positions import Learned
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "gpt2"
+PREFIX = "transformer."  # what a folder saved without its language-model wrapper lacks
+IGNORED = (".attn.bias", ".attn.masked_bias")  # buffers that old folders hold
 
-ACTIVATIONS: dict[str, Callable[..., GELU | GELUTanh | ReLU | Swish]] = {
+ACTIVATIONS: dict[str, type[GELU | GELUTanh | ReLU | Swish]] = {
     "gelu_new": GELUTanh,
     "gelu_pytorch_tanh": GELUTanh,
     "gelu": GELU,
@@ -56,30 +56,20 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
 
 def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
     """The config.json of this architecture, or an error naming the part that GPT-2 does not have."""
-    a = architecture
-    activation = next((name for name, member in ACTIVATIONS.items() if member is type(a.feedforward)), None)
-    refuse(
-        "gpt2",
-        position=not isinstance(a.position, Learned),
-        norm=not isinstance(a.norm, LayerNorm) or not a.norm.bias,
-        attention=a.attention.key_heads != a.attention.heads
-        or not a.attention.bias
-        or a.attention.width(a.dim) * a.attention.heads != a.dim,
-        window=a.attention.window is not None,
-        feedforward=activation is None or not a.feedforward.bias or getattr(a.feedforward, "beta", 1) != 1,
-        wiring=a.wiring != "pre",
-    )
-    assert isinstance(a.norm, LayerNorm)
+    a, attention = architecture, architecture.keyed
+    norm = expect("gpt2", "norm", a.norm, LayerNorm)
+    feedforward = expect("gpt2", "feedforward", a.feedforward, *ACTIVATIONS.values())
+    activation = next(name for name, member in ACTIVATIONS.items() if member is type(feedforward))
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": MODEL_TYPE,
         "n_layer": a.layers,
         "n_embd": a.dim,
         "n_positions": a.context,
-        "n_head": a.attention.heads,
-        "n_inner": a.feedforward.hidden_width(a.dim),
+        "n_head": attention.heads,
+        "n_inner": feedforward.hidden_width(a.dim),
         "activation_function": activation,
-        "layer_norm_epsilon": a.norm.eps,
+        "layer_norm_epsilon": norm.eps,
         "resid_pdrop": a.dropout,
         "embd_pdrop": a.dropout,
         "attn_pdrop": 0.0,
@@ -116,14 +106,3 @@ def names(architecture: Architecture) -> list[Entry]:
     if not architecture.tied:
         entries.append(Entry("lm_head.weight", ("head.weight",)))
     return entries
-
-
-def from_hf(model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `model` out of their tensors."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    ignored = [".attn.bias", ".attn.masked_bias", *(["lm_head.weight"] if model.architecture.tied else [])]
-    return to_ours(names(model.architecture), tensors, shapes, "transformer.", ignored)
-
-
-def to_hf(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return to_theirs(names(architecture), state)

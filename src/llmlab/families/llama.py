@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from llmlab.errors import InputError
-from llmlab.families.mapping import Entry, refuse, to_ours, to_theirs
+from llmlab.families.mapping import Entry, expect
 from llmlab.model.attention import GroupedQuery, MultiHead
 from llmlab.model.feedforward import SwiGLU
 from llmlab.model.norms import RMSNorm
-from llmlab.model.positions import Rope, RopeInterleaved
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.rotary import Rope, RopeInterleaved
+from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "llama"
+PREFIX = "model."  # what a folder saved without its language-model wrapper lacks
+IGNORED = ("rotary_emb.inv_freq",)  # buffers that old folders hold
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
@@ -51,33 +51,26 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
 
 def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
     """The config.json of this architecture, or an error naming the part that llama does not have."""
-    a = architecture
-    refuse(
-        "llama",
-        position=not isinstance(a.position, Rope | RopeInterleaved),
-        norm=not isinstance(a.norm, RMSNorm),
-        feedforward=not isinstance(a.feedforward, SwiGLU) or a.feedforward.beta != 1,
-        wiring=a.wiring != "pre",
-        window=a.attention.window is not None,
-    )
-    assert isinstance(a.position, Rope | RopeInterleaved)
-    assert isinstance(a.norm, RMSNorm)
+    a, attention = architecture, architecture.keyed
+    position = expect("llama", "position", a.position, Rope, RopeInterleaved)
+    norm = expect("llama", "norm", a.norm, RMSNorm)
+    feedforward = expect("llama", "feedforward", a.feedforward, SwiGLU)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": MODEL_TYPE,
         "hidden_size": a.dim,
-        "intermediate_size": a.feedforward.hidden_width(a.dim),
+        "intermediate_size": feedforward.hidden_width(a.dim),
         "num_hidden_layers": a.layers,
-        "num_attention_heads": a.attention.heads,
-        "num_key_value_heads": a.attention.key_heads,
-        "head_dim": a.attention.width(a.dim),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.key_heads,
+        "head_dim": attention.width(a.dim),
         "max_position_embeddings": a.context,
-        "rms_norm_eps": a.norm.eps,
-        "rope_theta": a.position.base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": a.position.base},
+        "rms_norm_eps": norm.eps,
+        "rope_theta": position.base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": position.base},
         "hidden_act": "silu",
-        "attention_bias": a.attention.bias,
-        "mlp_bias": a.feedforward.bias,
+        "attention_bias": attention.bias,
+        "mlp_bias": feedforward.bias,
         "tie_word_embeddings": a.tied,
         "initializer_range": a.initial_std,
         "vocab_size": vocab_size,
@@ -87,17 +80,17 @@ def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
 
 def names(architecture: Architecture) -> list[Entry]:
     """One entry a tensor of `LlamaForCausalLM`."""
-    a = architecture
+    a, attention = architecture, architecture.keyed
     pairs = isinstance(a.position, RopeInterleaved)
     entries = [
         Entry("model.embed_tokens.weight", ("embedding.weight",)),
         Entry("model.norm.weight", ("final_norm.weight",)),
     ]
     linears = {
-        "self_attn.q_proj": ("attention.query", a.attention.bias, a.attention.heads if pairs else 0),
-        "self_attn.k_proj": ("attention.key", a.attention.bias, a.attention.key_heads if pairs else 0),
-        "self_attn.v_proj": ("attention.value", a.attention.bias, 0),
-        "self_attn.o_proj": ("attention.output", a.attention.bias, 0),
+        "self_attn.q_proj": ("attention.query", attention.bias, attention.heads if pairs else 0),
+        "self_attn.k_proj": ("attention.key", attention.bias, attention.key_heads if pairs else 0),
+        "self_attn.v_proj": ("attention.value", attention.bias, 0),
+        "self_attn.o_proj": ("attention.output", attention.bias, 0),
         "mlp.gate_proj": ("feedforward.gate", a.feedforward.bias, 0),
         "mlp.up_proj": ("feedforward.up", a.feedforward.bias, 0),
         "mlp.down_proj": ("feedforward.down", a.feedforward.bias, 0),
@@ -112,14 +105,3 @@ def names(architecture: Architecture) -> list[Entry]:
     if not a.tied:
         entries.append(Entry("lm_head.weight", ("head.weight",)))
     return entries
-
-
-def from_hf(model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `model` out of their tensors."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    ignored = ["rotary_emb.inv_freq", *(["lm_head.weight"] if model.architecture.tied else [])]
-    return to_ours(names(model.architecture), tensors, shapes, "model.", ignored)
-
-
-def to_hf(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return to_theirs(names(architecture), state)

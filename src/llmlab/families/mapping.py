@@ -7,26 +7,62 @@ import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from llmlab import families
 from llmlab.errors import InputError, unknown
-from llmlab.model.transformer import Architecture
+from llmlab.model.attention import GroupedQuery, MultiHead, MultiQuery
+from llmlab.model.rotary import Rope, RopeInterleaved
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.recipe import Section
 
 
 @dataclass(frozen=True)
 class Entry:
     """`theirs` holds the tensors `ours`, stacked along the output axis; `transposed` where theirs is [in, out].
 
-    `rotary` names the number of heads whose rows are neighbours-paired in ours and halves-paired in theirs.
+    `rotary` names the number of heads whose rows are neighbours-paired in ours and halves-paired in theirs. `heads`
+    names the number of heads where theirs stacks our tensors head by head, as [heads, parts, rows]. `shape` is theirs
+    where it differs from [out, in]: it is read in that order.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     rotary: int = 0
+    heads: int = 0
+    shape: tuple[int, ...] | None = None
+
+    def split(self, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
+        """Their tensor as ours; a shape that does not fit is an error naming it."""
+        wanted = [shapes[name] for name in self.ours]
+        whole = torch.Size((sum(shape[0] for shape in wanted), *wanted[0][1:]))
+        stored = torch.Size(self.shape or (tuple(reversed(whole)) if self.transposed else whole))
+        if tensor.shape != stored:
+            raise InputError(self.theirs, f"has shape {list(tensor.shape)}", f"{list(stored)} was expected")
+        if self.shape:
+            tensor = tensor.reshape(tuple(reversed(whole)) if self.transposed else whole)
+        if self.transposed:
+            tensor = tensor.T
+        if self.heads:
+            tensor = tensor.view(self.heads, len(self.ours), -1, *whole[1:]).transpose(0, 1).reshape(whole)
+        parts = list(torch.split(tensor, [shape[0] for shape in wanted]))
+        return [pair_neighbours(part, self.rotary) for part in parts] if self.rotary else parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Our tensors as theirs."""
+        if self.rotary:
+            parts = [pair_halves(part, self.rotary) for part in parts]
+        tensor = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        if self.heads:
+            rest = tensor.shape[1:]
+            tensor = tensor.view(len(parts), self.heads, -1, *rest).transpose(0, 1).reshape(tensor.shape)
+        if self.transposed:
+            tensor = tensor.T
+        return tensor.reshape(self.shape or tensor.shape).contiguous()
 
 
 def known() -> list[str]:
@@ -47,9 +83,9 @@ def family_of(architecture: Architecture) -> ModuleType:
     for name in known():
         module = family(name)
         try:
-            module.write_config(architecture, 1)
+            written(module, architecture, 1)
         except InputError as error:
-            reasons.append(f"{name}: {error.problem}")
+            reasons.append(f"{name}: {error.place} {error.problem}")
         else:
             return module
     raise InputError("model", "no Hugging Face family has this combination of parts", "; ".join(reasons))
@@ -74,16 +110,7 @@ def to_ours(
         if entry.theirs not in tensors:
             raise InputError(entry.theirs, "this tensor is missing from the weights")
         left.discard(entry.theirs)
-        tensor = tensors[entry.theirs]
-        if entry.transposed:
-            tensor = tensor.T
-        sizes = [shapes[name][0] for name in entry.ours]
-        if tensor.ndim == 0 or sum(sizes) != tensor.shape[0]:
-            raise InputError(entry.theirs, f"has shape {list(tensor.shape)}", f"{sum(sizes)} rows were expected")
-        for name, part in zip(entry.ours, torch.split(tensor, sizes), strict=True):
-            if part.shape != shapes[name]:
-                raise InputError(entry.theirs, f"has shape {list(part.shape)}", f"{list(shapes[name])} was expected")
-            result[name] = pair_neighbours(part, entry.rotary) if entry.rotary else part
+        result |= zip(entry.ours, entry.split(tensors[entry.theirs], shapes), strict=True)
     if left:
         raise InputError(
             sorted(left)[0], f"unknown tensor ({len(left)} in all) in the weights", "is this another family?"
@@ -91,14 +118,16 @@ def to_ours(
     return result
 
 
-def to_theirs(entries: Sequence[Entry], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names."""
-    result = {}
-    for entry in entries:
-        parts = [pair_halves(state[name], entry.rotary) if entry.rotary else state[name] for name in entry.ours]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        result[entry.theirs] = (tensor.T if entry.transposed else tensor).contiguous()
-    return result
+def from_hf(known: ModuleType, model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of `model` out of the tensors of this family."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    ignored = [*known.IGNORED, *(["lm_head.weight"] if model.architecture.tied else [])]
+    return to_ours(known.names(model.architecture), tensors, shapes, known.PREFIX, ignored)
+
+
+def to_hf(known: ModuleType, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the names of this family."""
+    return {entry.theirs: entry.join([state[name] for name in entry.ours]) for entry in known.names(architecture)}
 
 
 def pair_halves(rows: Tensor, heads: int) -> Tensor:
@@ -111,8 +140,57 @@ def pair_neighbours(rows: Tensor, heads: int) -> Tensor:
     return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def refuse(family_name: str, **problems: bool) -> None:
-    """Raise for the first part that the family does not have."""
-    for part, lacking in problems.items():
-        if lacking:
-            raise InputError(f"model.{part}", f"not a part of {family_name}", "convert to llmlab's own format instead")
+# ---------------------------------------------------------------- architectures both ways
+
+P = TypeVar("P", bound=Section)
+# What a config need not carry: it changes training only.
+TRAINING_ONLY = frozenset({"dropout", "initial_std"})
+
+
+def expect(family_name: str, field: str, value: Section, *kinds: type[P]) -> P:
+    """`value`, if it is of the kinds that this family has in this field; an `InputError` otherwise."""
+    if not isinstance(value, kinds):
+        kind = getattr(value, "kind", type(value).__name__)
+        raise InputError(f"model.{field}", f"{kind} is not a part of {family_name}", "convert to llmlab's own format")
+    return value
+
+
+def written(known: ModuleType, architecture: Architecture, vocab_size: int) -> dict[str, Any]:
+    """The config.json of this architecture. It is read again, and a field that does not come back as it went is an
+    error naming it: that part the family does not have."""
+    config: dict[str, Any] = known.write_config(architecture, vocab_size)
+    back, _ = known.read_config(config)
+    went, came = explicit(architecture), explicit(back)
+    free = TRAINING_ONLY | set(getattr(known, "FREE", ()))
+    for field in Architecture.model_fields:
+        if field not in free and getattr(went, field) != getattr(came, field):
+            lost = _lost(getattr(went, field), getattr(came, field))
+            raise InputError(
+                f"model.{field}{lost}", f"not a part of {known.MODEL_TYPE}", "convert to llmlab's own format instead"
+            )
+    return config
+
+
+def _lost(went: Any, came: Any) -> str:
+    """Which field below the first one did not come back."""
+    if not isinstance(went, Section) or type(went) is not type(came):
+        return ""
+    names = [name for name in type(went).model_fields if getattr(went, name) != getattr(came, name)]
+    return f".{names[0]}{_lost(getattr(went, names[0]), getattr(came, names[0]))}" if names else ""
+
+
+def explicit(a: Architecture) -> Architecture:
+    """The same architecture with defaults written out and one spelling where there are several: neighbours-paired
+    rotary weights leave as halves-paired ones, and key/value heads are counted."""
+    attention: Any = a.attention
+    if isinstance(attention, MultiHead | GroupedQuery | MultiQuery):
+        shared = {name: getattr(attention, name) for name in MultiHead.model_fields if name != "kind"}
+        shared |= {"head_dim": attention.width(a.dim), "output_bias": attention.biased_output}
+        shared["scale"] = attention.scale or attention.width(a.dim) ** -0.5
+        shared["sinks"] = attention.sinks if attention.window else 0
+        attention = GroupedQuery(kv_heads=attention.key_heads, **shared)
+    feedforward = a.feedforward.model_copy(update={"width": a.feedforward.hidden_width(a.dim)})
+    position = a.position
+    if isinstance(position, RopeInterleaved) and position.axes == 1:
+        position = Rope(**position.model_dump(exclude={"kind"}))
+    return a.model_copy(update={"attention": attention, "feedforward": feedforward, "position": position})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from llmlab.handbook.measures import draw, filled, gap, parameters, power, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
-from llmlab.model.attention import MultiHead
+from llmlab.model.attention import Attention, MultiHead
 from llmlab.model.block import Block
 from llmlab.model.norms import LayerNorm, RMSNorm, RootMeanSquare
 from llmlab.model.transformer import Architecture, Transformer
@@ -44,6 +44,7 @@ def _into(norm: nn.Module, *linears: nn.Module) -> None:
 def _fold_blocks(model: Transformer) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
+        assert isinstance(block.attention, Attention)
         _into(block.attention_norm, block.attention.query, block.attention.key, block.attention.value)
         ff = block.feedforward
         _into(block.feedforward_norm, ff.get_submodule("gate"), ff.get_submodule("up"))

@@ -51,7 +51,7 @@ def to_pre_rmsnorm(model: Transformer) -> None:
     table.sub_(table.mean(1, keepdim=True))
     for block in model.blocks:
         assert isinstance(block, Block)
-        for writer in (block.attention.output, block.feedforward.get_submodule("down")):
+        for writer in (block.attention.get_submodule("output"), block.feedforward.get_submodule("down")):
             weight = writer.get_parameter("weight")
             weight.sub_(weight.mean(0, keepdim=True))
         for name in ("attention_norm", "feedforward_norm"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from llmlab.errors import InputError
@@ -27,19 +28,19 @@ class DenseCache:
         self._places: Places | None = None  # [B, capacity]
         self._keys: dict[int, Tensor] = {}  # layer -> [B, G, capacity, K]
         self._values: dict[int, Tensor] = {}
+        self._states: dict[int, tuple[Tensor, ...]] = {}
 
     def extend(self, at: Places) -> Places:
         """Make room for new tokens at these places [B, T]; the places of all keys [B, S]."""
-        rows, new = at.position.shape
+        new = at.order.shape[1]
         end = self.length + new
         if end > self.capacity:
             raise InputError("cache", f"{end} tokens do not fit into a cache of {self.capacity}")
         if self._places is None:
-            self._places = Places(*(at.position.new_empty(rows, self.capacity) for _ in range(3)))
+            self._places = _buffers(at, self.capacity)
         held = self._places
-        held.position[:, self.length : end] = at.position
-        held.order[:, self.length : end] = at.order
-        held.document[:, self.length : end] = at.document
+        for buffer, new_values in zip(_tensors(held), _tensors(at), strict=True):
+            buffer[:, self.length : end] = new_values
         self._start, self.length = self.length, end
         return held[:, :end]
 
@@ -55,8 +56,18 @@ class DenseCache:
         buffer[:, :, self._start : self.length] = new_BGTK
         return buffer[:, :, : self.length]
 
+    def recall(self, layer: int) -> tuple[Tensor, ...] | None:
+        """The state that a layer without keys left, rows first; None before the first call."""
+        return self._states.get(layer)
+
+    def remember(self, layer: int, state: tuple[Tensor, ...]) -> None:
+        """Keep that state."""
+        self._states[layer] = state
+
     def trim(self, length: int) -> None:
-        """Forget every column from `length` on."""
+        """Forget every column from `length` on. A state has no columns: where there is one, all is forgotten."""
+        if self._states and length < self.length:
+            self._states, length = {}, 0
         self.length = min(self.length, length)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
@@ -72,10 +83,22 @@ class DenseCache:
                 buffer[(to, *columns)] = buffer[(source, *columns)]
             return buffer[: len(rows)]
 
-        self._places = Places(*map(kept, (self._places.position, self._places.order, self._places.document)))
+        self._places = Places(*map(kept, _tensors(self._places)))
+        for layer, state in self._states.items():
+            self._states[layer] = tuple(part[torch.as_tensor(rows)] for part in state)
         for buffers in (self._keys, self._values):
             for layer, buffer in buffers.items():
                 buffers[layer] = kept(buffer)
+
+
+def _tensors(places: Places) -> list[Tensor]:
+    every = (places.position, places.order, places.document, places.segment)
+    return [tensor for tensor in every if tensor is not None]
+
+
+def _buffers(at: Places, capacity: int) -> Places:
+    """Room for `capacity` columns of places like these."""
+    return Places(*(tensor.new_empty(len(tensor), capacity, *tensor.shape[2:]) for tensor in _tensors(at)))
 
 
 class PromptCache:
@@ -99,5 +122,6 @@ class PromptCache:
                 break
             shared += 1
         self.dense.trim(shared)
+        shared = min(shared, self.dense.length)
         del self.ids[shared:]
         return shared

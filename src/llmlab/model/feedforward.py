@@ -88,14 +88,21 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 class SwishFunction(nn.Module):
-    """x sigmoid(beta x) (Ramachandran, Zoph & Le 2017, arXiv 1710.05941). beta 1 is SiLU."""
+    """x sigmoid(beta x) (Ramachandran, Zoph & Le 2017, arXiv 1710.05941). beta 1 is SiLU; a learnt one starts so."""
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, learnt: bool = False) -> None:
         super().__init__()
-        self.beta = beta
+        self.start = beta
+        self.beta = nn.Parameter(torch.tensor([beta])) if learnt else beta
+
+    def initialise(self) -> None:
+        if isinstance(self.beta, nn.Parameter):
+            nn.init.constant_(self.beta, self.start)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x) if self.beta == 1 else x * torch.sigmoid(self.beta * x)
+        if isinstance(self.beta, float) and self.beta == 1:
+            return F.silu(x)
+        return x * torch.sigmoid(self.beta * x)
 
 
 class ReLU(_Plain):
@@ -130,9 +137,10 @@ class Swish(_Plain):
 
     kind: Literal["swish"] = "swish"
     beta: float = Field(1.0, ge=0, description="0 is x/2, 1 is SiLU, towards infinity ReLU")
+    learnt: bool = Field(False, description="whether beta is trained, one a layer")
 
     def activation(self) -> Activation:
-        return SwishFunction(self.beta)
+        return SwishFunction(self.beta, self.learnt)
 
 
 class GLU(_Gated):
@@ -177,12 +185,15 @@ class SwiGLU(_Gated):
 
     kind: Literal["swiglu"] = "swiglu"
     beta: float = Field(1.0, ge=0, description="1 in every released model")
+    learnt: bool = Field(False, description="whether beta is trained, one a layer")
 
     def activation(self) -> Activation:
-        return SwishFunction(self.beta)
+        return SwishFunction(self.beta, self.learnt)
 
 
 FeedForwardPart = Annotated[
     ReLU | GELU | GELUTanh | Swish | GLU | Bilinear | ReGLU | GEGLU | SwiGLU,
     *KINDS,
 ]
+
+Plain = ReLU | GELU | GELUTanh | Swish

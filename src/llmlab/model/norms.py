@@ -21,27 +21,39 @@ class LayerNorm(Section):
 
 
 class RMSNorm(Section):
-    """x / sqrt(mean(x^2) + eps) * gain: no centring, no bias (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * gain: no centring, no bias (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    `partial` below 1 is their pRMSNorm: the mean is taken over the first coordinates only.
+    """
 
     kind: Literal["rmsnorm"] = "rmsnorm"
     eps: float = Field(1e-5, gt=0, description="added to the mean square, inside the root")
+    partial: float = Field(1.0, gt=0, le=1, description="share of the width that the mean is taken over")
+    offset: float = Field(0.0, description="added to the learnt gain (Gemma: 1, so that a gain of 0 is neutral)")
 
     def build(self, dim: int) -> nn.Module:
-        return RootMeanSquare(dim, self.eps)
+        return RootMeanSquare(dim, self.eps, self.partial, self.offset)
 
 
 class RootMeanSquare(nn.Module):
     """RMSNorm computed in float32, cast back, then multiplied by the gain: the order of LLaMA's released code."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, partial: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
+        self.measured = max(1, round(dim * partial))
+
+    def initialise(self) -> None:
+        """The neutral gain."""
+        nn.init.constant_(self.weight, 1 - self.offset)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        scaled = wide * torch.rsqrt(wide[..., : self.measured].square().mean(-1, keepdim=True) + self.eps)
+        if self.offset:  # in float32 and cast last, as Gemma's released code has it
+            return (scaled * (self.weight.float() + self.offset)).to(x.dtype)
         return self.weight * scaled.to(x.dtype)
 
 

@@ -1,11 +1,12 @@
 """Places: where each token stands, and the one mask rule that follows from it.
 
     query i sees key j  iff  document_i == document_j
-                        and  order_j <= order_i
-                        and  (no window, or order_i - order_j < window)
+                        and  order_j <= order_i            (<, for the query stream of permutation models)
+                        and  (no window, or order_i - order_j < window, or order_j < sinks)
 
-Causal is order 0, 1, 2, ...; bidirectional is order 0 everywhere; a prefix is order max(0, i - P + 1); padding is
-document -1; packing is several documents in one row. Padding, packing, caches and windows need no special case.
+Causal is order 0, 1, 2, ...; bidirectional is order 0 everywhere; a prefix is order max(0, i - P + 1); a permutation is
+each token's rank; blank infilling is 0, then rank; padding is document -1; packing is several documents in one row.
+Cross-attention asks for the document only. Padding, packing, caches and windows need no special case.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Places:
-    """Three int64 tensors [B, T]: `position` for the encoding, `order` and `document` for the mask rule."""
+    """Three int64 tensors [B, T]: `position` for the encoding ([B, T, 2] where it counts two axes), `order` and
+    `document` for the mask rule. `segment` [B, T] says which text of a pair a token belongs to, where that is known."""
 
     position: Tensor
     order: Tensor
     document: Tensor
+    segment: Tensor | None = None
 
     @staticmethod
     def causal(rows: int, length: int, device: torch.device | None = None, start: int = 0) -> Places:
@@ -46,26 +49,52 @@ class Places:
         position = torch.where(real, position, 0)
         return Places(position, torch.where(real, position, 0), torch.where(real, 0, -1))
 
-    def sees(self, keys: Places, window: int | None = None) -> Tensor:
+    def bidirectional(self) -> Places:
+        """The same places where every token of a document sees every other."""
+        return Places(self.position, torch.zeros_like(self.order), self.document, self.segment)
+
+    def prefix(self, lengths: Sequence[int] | Tensor) -> Places:
+        """The same causal places where the first `lengths[row]` tokens of each document see one another."""
+        size = torch.as_tensor(lengths, device=self.order.device).view(-1, 1)
+        return Places(self.position, (self.order - size + 1).clamp(min=0), self.document, self.segment)
+
+    def sees(self, keys: Places, window: int | None = None, sinks: int = 0, strict: bool = False) -> Tensor:
         """The mask rule: bool [B, T, S], true where query i of self sees key j of `keys`."""
         distance = self.order[:, :, None] - keys.order[:, None, :]
-        mask = (self.document[:, :, None] == keys.document[:, None, :]) & (distance >= 0)
-        return mask if window is None else mask & (distance < window)
+        mask = self.shares_document(keys) & (distance >= int(strict))
+        if window is None:
+            return mask
+        return mask & ((distance < window) | (keys.order[:, None, :] < sinks))
+
+    def shares_document(self, keys: Places) -> Tensor:
+        """bool [B, T, S]: the rule of cross-attention."""
+        return self.document[:, :, None] == keys.document[:, None, :]
 
     def cat(self, later: Places) -> Places:
         """These columns, then the columns of `later`."""
+        segment = None
+        if self.segment is not None or later.segment is not None:
+            segment = torch.cat([self.segments, later.segments], 1)
         return Places(
             torch.cat([self.position, later.position], 1),
             torch.cat([self.order, later.order], 1),
             torch.cat([self.document, later.document], 1),
+            segment,
         )
 
     def __getitem__(self, index: Any) -> Places:
         """Index rows and columns as in a tensor [B, T]."""
-        return Places(self.position[index], self.order[index], self.document[index])
+        segment = None if self.segment is None else self.segment[index]
+        return Places(self.position[index], self.order[index], self.document[index], segment)
 
     def to(self, device: torch.device) -> Places:
-        return Places(self.position.to(device), self.order.to(device), self.document.to(device))
+        segment = None if self.segment is None else self.segment.to(device)
+        return Places(self.position.to(device), self.order.to(device), self.document.to(device), segment)
+
+    @property
+    def segments(self) -> Tensor:
+        """int64 [B, T]: 0 where nothing else is known."""
+        return torch.zeros_like(self.order) if self.segment is None else self.segment
 
     @property
     def real(self) -> Tensor:
