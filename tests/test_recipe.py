@@ -128,3 +128,35 @@ def test_an_override_changes_one_field_of_a_default() -> None:
 
     top = parse(Top, override(Top, {}, ["owner.shape.depth=1"]))
     assert top == Top(owner=Owner(inner=Circle(size=7), shape=Box(size=8, depth=1)))
+
+
+class Star(Section):
+    """A part of somebody's own."""
+
+    kind: Literal["test_recipe:Star"] = "test_recipe:Star"
+    points: int = 5
+
+
+def test_the_door_for_outside_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    whole = parse(Whole, {"shape": {"kind": "test_recipe:Star", "points": 6}}, trusted=True)
+    assert whole.model_dump(mode="json")["shape"] == {"kind": "test_recipe:Star", "points": 6}
+    assert parse(Whole, whole.model_dump(mode="json"), trusted=True).model_dump() == whole.model_dump()
+    assert parse(Whole, {"shape": "test_recipe:Star"}, trusted=True).shape.kind == "test_recipe:Star"
+    assert parse(Whole, {"shape": Star(points=7)}).shape == Star(points=7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trusted", "says"),
+    [
+        ("test_recipe:Star", False, r"recipe\.shape: test_recipe:Star names code outside llmlab"),
+        ("nowhere:Part", True, r"recipe\.shape: nowhere:Part cannot be imported: No module"),
+        ("test_recipe:Nothing", True, "cannot be imported"),
+        ("pathlib:Path", True, "is no Section with kind"),
+        ("llmlab.model.norms:RMSNorm", False, "is no Section with kind"),
+    ],
+)
+def test_what_the_door_refuses(monkeypatch: pytest.MonkeyPatch, kind: str, trusted: bool, says: str) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(InputError, match=says):
+        parse(Whole, {"shape": kind}, trusted=trusted)

@@ -1,6 +1,7 @@
 """Recipes: sections, unions of kinds, YAML with `path=value` overrides, and errors that name the right answer."""
 
 import difflib
+import importlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,14 @@ from typing import Annotated, Any, TypeVar, cast
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
+    SerializeAsAny,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -43,21 +47,45 @@ class Section(BaseModel):
         return values
 
 
-def _bare(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
+def _chosen(value: Any, inside: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """The member of a union that a value names: one of those inside, or a part of somebody's own."""
+    value = {"kind": value} if isinstance(value, str) else value
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    if not isinstance(kind, str) or ":" not in kind:
+        return inside(value)
+    if isinstance(value, Section):
+        return value
+    return _outside(kind, trusted=bool(info.context)).model_validate(value, context=info.context)
 
 
-# Written `Annotated[A | B, *KINDS]`: the member is chosen by its `kind`, and a bare string means {kind: that}.
-KINDS = (Discriminator("kind"), BeforeValidator(_bare))
+def _outside(kind: str, trusted: bool) -> type[Section]:
+    """The one door for outside code: `my.module:MyPart`, a Section whose own `kind` is that text. Only a recipe that
+    was given to run may open it; weights that name a module run nothing (modules of llmlab itself excepted)."""
+    module, _, name = kind.partition(":")
+    if not trusted and not module.startswith("llmlab."):
+        raise ValueError(f"{kind} names code outside llmlab, which only a recipe may do")
+    try:
+        part = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{kind} cannot be imported: {error}") from None
+    if not (isinstance(part, type) and issubclass(part, Section) and kind in _kinds(part)):
+        raise ValueError(f"{kind} is no Section with kind: Literal[{kind!r}]")
+    return part
+
+
+# Written `Annotated[A | B, *KINDS]`: the member is chosen by its `kind`; a bare string means {kind: that}, and one with
+# a colon a class of a module.
+KINDS: tuple[Any, ...] = (Discriminator("kind"), WrapValidator(_chosen), SerializeAsAny())  # type: ignore[type-arg]
 
 
 # ---------------------------------------------------------------- reading
 
 
-def parse(section: type[S], values: Any, place: str = "recipe") -> S:
-    """`values` as a `section`; the first thing that is wrong becomes an `InputError` that names its place."""
+def parse(section: type[S], values: Any, place: str = "recipe", trusted: bool = False) -> S:
+    """`values` as a `section`; the first thing that is wrong becomes an `InputError` that names its place. `trusted`
+    values may name parts of somebody's own modules."""
     try:
-        return TypeAdapter(section).validate_python(values)
+        return TypeAdapter(section).validate_python(values, context=trusted)
     except ValidationError as error:
         raise _explain(section, error, place) from None
 
