@@ -150,3 +150,12 @@ def test_a_manifest_says_what_it_was_made_with(life: Life) -> None:
     assert done is not None
     assert done["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {"python", "llmlab"} <= set(done["versions"])
+
+
+def test_a_stage_that_draws_nothing_is_shared_by_all_seeds(life: Life) -> None:
+    def once(seed: int, draws: bool) -> str:
+        run_stages([Stage("x", {}, (), [], lambda out, session: {}, draws)], life.root, Session(seed=seed), print)
+        return str((manifest(life.root / "x") or {})["key"])
+
+    assert once(0, False) == once(1, False)
+    assert once(0, True) != once(1, True)

@@ -82,6 +82,43 @@ def run(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    override: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Fields to set in all arms.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="PATH=A,B", help="A field and its values; given again: every combination."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="So many seeds an arm; 2 at least, 5 to order arms.")] = 5,
+    measure: Annotated[
+        list[str] | None, typer.Option("--measure", help="What to compare; may be given again, or with commas.")
+    ] = None,
+    equal: Annotated[
+        str, typer.Option("--equal", help="What every arm may spend: tokens, flops, parameters, or none.")
+    ] = "tokens",
+    adjust: Annotated[
+        str, typer.Option("--adjust", help="The width that --equal parameters sets.")
+    ] = "model.feedforward.width",
+    out: Annotated[Path | None, typer.Option("--out", help="Where arms are kept; races/NAME by default.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Race recipes that differ in a few fields: which is better, and is the difference real?"""
+    from llmlab.race.arms import read_vary
+    from llmlab.race.compare import compare as race
+    from llmlab.race.table import table
+    from llmlab.run import read_recipe
+
+    whole = read_recipe(recipe, override or [])
+    names = [name.strip() for text in measure or [] for name in text.split(",")]
+    folder = out or Path("races") / whole.name
+    done = race(whole, read_vary(vary or []), seeds, folder, measures=names, equal=equal, adjust=adjust, quiet=quiet)
+    _answer(as_json, done, table(done))
+
+
+@app.command()
 def recipe(
     name: Annotated[str, typer.Argument(help="The preset to print.")] = "demo",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")] = False,

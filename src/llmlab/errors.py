@@ -24,6 +24,10 @@ class InputError(LlmlabError):
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
+class Diverged(InputError):
+    """A training whose numbers left the finite. To a race this is a result of that arm, not a reason to end."""
+
+
 class Stopped(LlmlabError):
     """Ctrl-C or SIGTERM, after the state was saved. The message says how to go on."""
 

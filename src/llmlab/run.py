@@ -27,6 +27,7 @@ from llmlab.data.text import Text, input_files, prepare_text
 from llmlab.data.tokens import tokenize
 from llmlab.errors import InputError, Stopped, unknown
 from llmlab.evaluation.harness import Evaluate, evaluate
+from llmlab.evaluation.measures import Compare
 from llmlab.evaluation.report import write_report
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
@@ -59,6 +60,7 @@ class Run(Section):
     ppo: PPO | None = Field(None, description="reinforcement learning against the reward model")
     quantize: Quantize | None = Field(None, description="int8 and int4 weights of the last policy")
     evaluate: Evaluate | None = Field(None, description="every policy on the same tasks")
+    compare: Compare | None = Field(None, description="what llmlab compare measures; no stage reads it")
 
     @model_validator(mode="after")
     def _whole(self) -> "Run":
@@ -139,15 +141,20 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         work: Callable[[Path, Session], Figures],
         *others: str,
         files: Sequence[Path] = (),
+        draws: bool = True,
     ) -> Stage:
         sections = {other: getattr(recipe, other) for other in (name, *others)}
         key = {other: section.model_dump(mode="json") if section else None for other, section in sections.items()}
-        return Stage(name, key | {"base": recipe.base}, parents, files, work)
+        return Stage(name, key | {"base": recipe.base}, parents, files, work, draws)
 
     if (text := recipe.text) is not None:
-        yield stage("text", (), lambda out, session: prepare_text(text, out, session), files=input_files(text))
+        yield stage(
+            "text", (), lambda out, session: prepare_text(text, out, session), files=input_files(text), draws=False
+        )
     if (tokens := recipe.tokenizer) is not None:
-        yield stage("tokenizer", ("text",), lambda out, session: tokenize(tokens, root / "text", out, session))
+        yield stage(
+            "tokenizer", ("text",), lambda out, session: tokenize(tokens, root / "text", out, session), draws=False
+        )
     if (first := recipe.pretrain) is not None and (model := recipe.model) is not None:
 
         def from_text(out: Path, session: Session) -> Figures:
@@ -229,17 +236,24 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
         stack.enter_context(lock(out))
         stop = stack.enter_context(interruptible())
         session = Session(recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet)
-        atomic_text(
-            out / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        )
         try:
-            answers = run_stages(stages(recipe, out), out, session, say)
+            answers = live(recipe, out, session, say)
         except KeyboardInterrupt:
             raise Stopped(f"stopped at once; finished stages and checkpoints are kept. {_go_on(out)}") from None
         except Stopped as stopped:
             raise Stopped(f"{stopped}. {_go_on(out)}") from None
         report = write_report(out)
     return {"out": str(out), "stages": answers, "report": str(report)}
+
+
+def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:
+    """Every stage of the recipe in the folder `out`, in a session that the caller opened; the answers of `run_stages`.
+
+    The caller holds the lock of the folder, or of one above it.
+    """
+    recipe_yaml = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    atomic_text(out / "recipe.yaml", recipe_yaml)
+    return run_stages(stages(recipe, out), out, session, say)
 
 
 def _go_on(out: Path) -> str:

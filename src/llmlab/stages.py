@@ -58,6 +58,7 @@ class Stage:
     parents: tuple[str, ...]
     files: Sequence[Path]  # the user's own files that it reads
     work: Callable[[Path, Session], Figures]
+    draws: bool = True  # whether it depends on the seed, the device and the dtype; runs of all seeds share it otherwise
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
@@ -89,9 +90,7 @@ def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Calla
 def _key(stage: Stage, keys: Mapping[str, str], session: Session) -> str:
     content = {
         "layout": LAYOUT,
-        "seed": session.seed,
-        "dtype": str(session.dtype),
-        "device": session.device.type,
+        **({"seed": session.seed, "dtype": str(session.dtype), "device": session.device.type} if stage.draws else {}),
         "sections": stage.key,
         "parents": {name: keys[name] for name in stage.parents if name in keys},
         "files": [[path.name, _hash(path)] for path in stage.files],

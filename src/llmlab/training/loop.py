@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from llmlab.data.state import State
-from llmlab.errors import InputError, Stopped
+from llmlab.errors import Diverged, InputError, Stopped
 from llmlab.objectives.objective import Objective
 from llmlab.recipe import Section
 from llmlab.runtime import derive
@@ -79,8 +79,8 @@ def train(
     Returns `steps, resumed_from_step, tokens, learnt_tokens, empty_steps, training` (figures of the last logged rows)
     and, with a probe, `held_out` (its figures of the weights that the model ends with) and `kept_step`.
 
-    Raises `Stopped` after saving when the session asks to stop; `InputError` at the first loss or gradient that is
-    not finite (the last checkpoint stays), when nothing is there to learn, and when the disk is full.
+    Raises `Stopped` after saving when the session asks to stop; `Diverged` at the first loss or gradient that is not
+    finite (the last checkpoint stays); `InputError` when nothing is there to learn, and when the disk is full.
     """
     with clear_when_full(out):
         return _Loop(model, objective, batches, settings, out, session, probe, best).run()
@@ -205,11 +205,11 @@ class _Loop(Generic[B]):
                 "look at the mask of the data, and at what is cut to the length",
             )
 
-    def _not_finite(self, problem: str, *batches: B, at: int | None = None) -> InputError:
+    def _not_finite(self, problem: str, *batches: B, at: int | None = None) -> Diverged:
         where = [str(place) for batch in batches if (place := getattr(batch, "where", None))]
         steps = self.checkpoints.steps()
         kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no checkpoint yet"
-        return InputError(
+        return Diverged(
             f"step {self.step + 1 if at is None else at}",
             problem + (f", from {'; '.join(where)}" if where else ""),
             f"{kept}; a lower learning rate, a smaller clip or a look at that batch may help",

@@ -1,0 +1,139 @@
+"""What a race measures of a finished life: a closed set of names, each with its direction and the family that takes it.
+
+A family is one pass over the model that gives several measures at once. `VERSION` is raised when a way of measuring
+changes: it is in the key under which measured values are kept, so old ones are then measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.data.pack import EvalBatches, Packing
+from llmlab.data.shards import TokenShards
+from llmlab.errors import InputError, unknown
+from llmlab.evaluation.extrapolation import MULTIPLES, bits_beyond
+from llmlab.inference.engine import without_dropout
+from llmlab.objectives.language import NextToken
+from llmlab.recipe import Section
+
+VERSION = 1
+_ROWS = 16  # of a batch of held-out text
+
+
+class Measure(NamedTuple):
+    """A figure of a model. `compares` is what arms must have in common for it to be comparable."""
+
+    name: str
+    family: Literal["held_out", "length", "cost"]
+    unit: str
+    compares: tuple[Literal["text", "tokenizer", "length"], ...] = ()
+    better: Literal["higher", "lower"] = "lower"
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("bits_per_byte", "held_out", "bits per byte", ("text",)),
+        Measure("loss", "held_out", "nats per token", ("text", "tokenizer")),
+        *(
+            Measure(f"bits_per_byte@{k}x", "length", "bits per byte", ("text", "tokenizer", "length"))
+            for k in MULTIPLES
+        ),
+        Measure("seconds", "cost", "seconds of training"),
+        Measure("peak_bytes", "cost", "bytes, the process included"),
+        Measure("parameters", "cost", "weights"),
+    )
+}
+
+
+class Compare(Section):
+    """What `llmlab compare` measures of this recipe where the command line names nothing."""
+
+    measures: tuple[str, ...] = Field(
+        ("bits_per_byte",), min_length=1, description=f"of a finished arm: {', '.join(MEASURES)}"
+    )
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(measure.name for measure in read_measures(names, "measures"))
+        except InputError as error:
+            raise ValueError(f"{error.problem} ({error.hint})") from None
+
+
+def read_measures(names: Sequence[str], place: str = "--measure") -> list[Measure]:
+    """The measures of these names, each once. Errors: InputError for a name that does not exist."""
+    for name in names:
+        if name not in MEASURES:
+            raise unknown(place, name, MEASURES)
+    return [MEASURES[name] for name in dict.fromkeys(names)]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A life at its end. `length` is the tokens of a training row; `stages` the manifests of what this life ran."""
+
+    bundle: Bundle
+    held_out: TokenShards | None
+    length: int | None
+    packing: Packing
+    stages: Sequence[Mapping[str, Any]]
+
+
+Values = dict[str, float | str]  # a number, or the reason why there is none
+
+
+def take(family: str, life: Finished) -> Values:
+    """All measures of one family; where a number does not exist, in its place the reason."""
+    values = FAMILIES[family](life)
+    return {
+        name: value if isinstance(value, str) or math.isfinite(value) else f"{value} is no finite number"
+        for name, value in values.items()
+    }
+
+
+def _held_out(life: Finished) -> Values:
+    """Every held-out token once, with half a training row of context at least where its document has it."""
+    assert life.held_out is not None
+    assert life.length is not None
+    batches = EvalBatches(life.held_out, life.length, _ROWS, life.packing, overlap=life.length // 2)
+    model, objective, nats = life.bundle.model, NextToken(), 0.0
+    with torch.inference_mode(), without_dropout(model):
+        for batch in batches:
+            nats += float(objective(model, batch).sums["cross_entropy"])
+    return {"bits_per_byte": nats / math.log(2) / batches.text_bytes, "loss": nats / batches.tokens}
+
+
+def _length(life: Finished) -> Values:
+    """The same scored tokens at every multiple of the trained length; a refusal of the model is its reason."""
+    assert life.held_out is not None
+    assert life.length is not None
+    assert life.bundle.tokenizer is not None
+    found = bits_beyond(life.bundle.model, life.bundle.tokenizer, life.held_out, life.length)
+    return {
+        f"bits_per_byte@{k}x": f"{value.place} {value.problem}" if isinstance(value, InputError) else value
+        for k, value in found.items()
+    }
+
+
+def _cost(life: Finished) -> Values:
+    """Time and the largest resident memory of the stages, and the weights of the model that came out.
+
+    The memory is that of the whole process, which arms before may have warmed: small differences say nothing.
+    """
+    return {
+        "seconds": float(sum(stage["seconds"] for stage in life.stages)),
+        "peak_bytes": float(max(stage["peak_bytes"] for stage in life.stages)),
+        "parameters": float(sum(parameter.numel() for parameter in life.bundle.model.parameters())),
+    }
+
+
+FAMILIES: dict[str, Callable[[Finished], Values]] = {"held_out": _held_out, "length": _length, "cost": _cost}

@@ -1,0 +1,1 @@
+"""Races: recipes that differ in a few fields, same data and seeds, paired differences with intervals."""
