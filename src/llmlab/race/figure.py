@@ -1,7 +1,8 @@
 """The race as one picture, an SVG file of its own: the arms, and beside them their paired differences.
 
 Each measure is a row of two panels: every seed as a dot with the arm's mean and interval, and each pair's difference
-with its interval about zero. Where a measure was taken at several lengths, one panel of lines comes first.
+with its interval about zero (a star: the verdict survives Holm's correction). Where a measure was taken at several
+lengths, one panel of lines comes first.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def _differences(result: Result, name: str) -> tuple[str, float]:
     """Each pair's difference with its interval, coloured by the verdict."""
     pairs = [pair for pair in result["pairs"] if pair["measure"] == name]
     told = [pair for pair in pairs if pair["difference"] is not None]
-    height, title = len(pairs) * _PITCH, "paired difference, 95 % interval (* survives Holm's correction)"
+    height, title = len(pairs) * _PITCH, "paired difference, 95 % interval; the verdict is on the first"
     if not told:
         return _panel(
             title, None, height, [_row(n, _names(pair), verdict(pair), "not") for n, pair in enumerate(pairs)]
