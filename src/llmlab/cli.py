@@ -305,6 +305,9 @@ def handbook(
     number: Annotated[int | None, typer.Argument(help="One question, 1 to 54; all of them by default.")] = None,
     lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
     run_it: Annotated[bool, typer.Option("--run", help="Run the experiment here and now.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="With --run: train the arms too, minutes to hours; resumable.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """54 questions about language models, answered by running."""
@@ -318,7 +321,7 @@ def handbook(
         from llmlab.handbook.runner import run_question
         from llmlab.stages import Session
 
-        record = run_question(number, Session())
+        record = run_question(number, Session(), train=train)
     _answer(as_json, {"questions": [page.json_row(number, record, lang)]}, page.show(number, lang, record))
 
 

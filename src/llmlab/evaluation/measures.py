@@ -19,6 +19,7 @@ from llmlab.data.pack import EvalBatches, Packing
 from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError, unknown
 from llmlab.evaluation.extrapolation import MULTIPLES, bits_beyond
+from llmlab.evaluation.rescaled import METHODS, rescaled
 from llmlab.inference.engine import without_dropout
 from llmlab.objectives.language import NextToken
 from llmlab.recipe import Section
@@ -31,7 +32,7 @@ class Measure(NamedTuple):
     """A figure of a model. `compares` is what arms must have in common for it to be comparable."""
 
     name: str
-    family: Literal["held_out", "length", "cost"]
+    family: Literal["held_out", "length", "rescaled", "cost"]
     unit: str
     compares: tuple[Literal["text", "tokenizer", "length"], ...] = ()
     better: Literal["higher", "lower"] = "lower"
@@ -45,6 +46,11 @@ MEASURES = {
         *(
             Measure(f"bits_per_byte@{k}x", "length", "bits per byte", ("text", "tokenizer", "length"))
             for k in MULTIPLES
+        ),
+        *(
+            Measure(f"{method}@{k}x", "rescaled", "bits per byte", ("text", "tokenizer", "length"))
+            for method in METHODS
+            for k in MULTIPLES[1:]
         ),
         Measure("seconds", "cost", "seconds of training"),
         Measure("peak_bytes", "cost", "bytes, the process included"),
@@ -124,6 +130,23 @@ def _length(life: Finished) -> Values:
     }
 
 
+def _rescaled(life: Finished) -> Values:
+    """As `_length`, the model read in another way at each multiple."""
+    assert life.held_out is not None
+    assert life.length is not None
+    assert life.bundle.tokenizer is not None
+    values: Values = {}
+    for method in METHODS:
+        for k in MULTIPLES[1:]:
+            try:
+                model = rescaled(life.bundle.model, method, k, life.length)
+                value = bits_beyond(model, life.bundle.tokenizer, life.held_out, life.length, (k,))[k]
+            except InputError as refusal:
+                value = refusal
+            values[f"{method}@{k}x"] = f"{value.place} {value.problem}" if isinstance(value, InputError) else value
+    return values
+
+
 def _cost(life: Finished) -> Values:
     """Time and the largest resident memory of the stages, and the weights of the model that came out.
 
@@ -136,4 +159,9 @@ def _cost(life: Finished) -> Values:
     }
 
 
-FAMILIES: dict[str, Callable[[Finished], Values]] = {"held_out": _held_out, "length": _length, "cost": _cost}
+FAMILIES: dict[str, Callable[[Finished], Values]] = {
+    "held_out": _held_out,
+    "length": _length,
+    "rescaled": _rescaled,
+    "cost": _cost,
+}

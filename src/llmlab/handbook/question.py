@@ -21,6 +21,7 @@ import yaml
 from llmlab.errors import InputError
 
 if TYPE_CHECKING:  # the list of questions is printed without importing torch
+    from llmlab.handbook.raced import Told
     from llmlab.stages import Session
 
 HERE = Path(__file__).parent
@@ -94,7 +95,8 @@ class Claim:
 
     `main` claims answer the question asked and make its verdict; an `aside` is a remark beside it, with a verdict of
     its own; a `control` is ours (our part agrees with its reference): when it fails, the run proves nothing.
-    A confirmation that fails is a refutation; a correction or refutation that fails is NOT-REPRODUCED.
+    A confirmation that fails is a refutation; a correction or refutation that fails is NOT-REPRODUCED. A claim that
+    rests on a `race` is left out while that race has no record.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Claim:
     verdict: Verdict = Verdict.CONFIRMED
     kind: Literal["main", "aside", "control"] = "main"
     errors: tuple[str, ...] = ()
+    race: str | None = None
 
     @property
     def said(self) -> Text:
@@ -126,7 +129,8 @@ class Question:
     `errors` maps codes of the handbook's errors (E50.1: the first of question 50) to their severity: W wrong, M
     misleading, I incomplete. Those that no claim names are told in `on_paper` and stand on the papers alone.
     `settings` are the sizes that the figures depend on; raise `measure` when the way of measuring changes: both are in
-    the key of the record. `uses` are the modules under test.
+    the key of the record. `uses` are the modules under test. `races` are trained beforehand (see `raced.py`), and
+    `raced` takes figures from their records.
     """
 
     number: int
@@ -139,6 +143,8 @@ class Question:
     claims: tuple[Claim, ...]
     figures: Callable[[Session], Figures]
     evidence: Callable[[Mapping[str, float]], Text]
+    races: tuple[str, ...] = ()
+    raced: Callable[[Mapping[str, Told]], Figures] | None = None
     on_paper: Mapping[str, Text] = field(default_factory=dict)
     uses: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -146,8 +152,16 @@ class Question:
 
     def verdict(self, figures: Mapping[str, float]) -> Verdict:
         """The gravest verdict among the main claims, or NOT-REPRODUCED when a control fails. Pure."""
-        deciding = [claim.judged(figures) for claim in self.claims if claim.kind != "aside"]
+        deciding = [claim.judged(figures) for claim in self.decided(figures) if claim.kind != "aside"]
         return max(deciding, key=lambda verdict: verdict.gravity)
+
+    def decided(self, figures: Mapping[str, float]) -> list[Claim]:
+        """The claims that these figures decide: all but those of a race that was not run."""
+        return [
+            claim
+            for claim in self.claims
+            if claim.race is None or all(check.figure in figures for check in claim.checks)
+        ]
 
     @property
     def checks(self) -> list[tuple[Claim, Check]]:

@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from llmlab.errors import LlmlabError
 from llmlab.handbook.question import HERE, TIER_LETTER, Question, load, numbered
 
 if TYPE_CHECKING:
+    from llmlab.handbook.raced import Told
     from llmlab.stages import Session
 
 Record = dict[str, Any]
@@ -31,36 +32,55 @@ SHIPPED = HERE / "records"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "f16c")
 
 
-def run_question(number: int, session: Session, out: Path | None = None) -> Record:
+def run_question(number: int, session: Session, out: Path | None = None, train: bool = False) -> Record:
     """Run the experiment of one question and write `qNN.json` below `out` (default: the user's folder).
 
-    InputError when the question does not exist or is not built; LlmlabError when a figure is not a finite number.
+    The races that it reads are those that were shipped; with `train` they are run here too, each resumable in a folder
+    below `out`. InputError when the question does not exist or is not built; LlmlabError when a figure is not a finite
+    number.
     """
+    from llmlab.handbook.raced import race, run_race, save
+    from llmlab.handbook.raced import shipped as shipped_race
     from llmlab.runtime import atomic_json
 
     question = load(number)
+    folder = out or user_folder()
+    if train:
+        for name in question.races:
+            save(run_race(race(name), folder / "races" / name), folder)
     begin = time.perf_counter()
     with _threads(1 if question.tier == "formula" else None):
         figures = {name: float(value) for name, value in question.figures(session).items()}
     seconds = time.perf_counter() - begin
+    told = {name: shipped_race(name, folder) if train else shipped_race(name) for name in question.races}
+    found = {name: record for name, record in told.items() if record is not None}
+    if question.raced is not None and len(found) == len(told):
+        figures |= {name: float(value) for name, value in question.raced(found).items()}
+        seconds += sum(float(record.record["seconds"]) for record in found.values())
+    else:
+        found = {}
     broken = [name for name, value in figures.items() if not math.isfinite(value)]
     if broken:
         raise LlmlabError(f"handbook {number}: not a finite number: {', '.join(broken)}")
-    record = recorded(question, figures, session.seed, seconds)
-    atomic_json((out or user_folder()) / _name(number), record)
+    record = recorded(question, figures, session.seed, seconds, found)
+    atomic_json(folder / _name(number), record)
     return record
 
 
-def recorded(question: Question, figures: dict[str, float], seed: int, seconds: float) -> Record:
-    """The record of a run, ready for JSON."""
+def recorded(
+    question: Question, figures: dict[str, float], seed: int, seconds: float, races: Mapping[str, Told] | None = None
+) -> Record:
+    """The record of a run, ready for JSON. `races` are the records that its trained figures come from."""
+    races = races or {}
+    decided = question.decided(figures)
     return {
         "n": question.number,
-        "tier": TIER_LETTER[question.tier],
+        "tier": "M" if races else TIER_LETTER[question.tier],
         "key": key(question, seed),
         "verdict": str(question.verdict(figures)),
         "evidence": question.evidence(figures)._asdict(),
         "claims": [
-            {"name": claim.name, "kind": claim.kind, "verdict": str(claim.judged(figures))} for claim in question.claims
+            {"name": claim.name, "kind": claim.kind, "verdict": str(claim.judged(figures))} for claim in decided
         ],
         "checks": [
             {
@@ -72,11 +92,16 @@ def recorded(question: Question, figures: dict[str, float], seed: int, seconds: 
                 "passed": check.passed(figures),
             }
             for claim, check in question.checks
+            if claim in decided
         ],
         "figures": figures,
         "seconds": round(seconds, 3),
         "date": datetime.now(UTC).date().isoformat(),
         "seed": seed,
+        "races": {
+            name: {"seeds": len(told.record["seeds"]), "seconds": told.record["seconds"], "date": told.record["date"]}
+            for name, told in races.items()
+        },
         "measure": question.measure,
         "versions": versions(),
         "cpu": cpu_flags(),

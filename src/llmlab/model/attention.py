@@ -202,7 +202,7 @@ class Attention(Mixer):
         scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
         weights = scores.softmax(-1).masked_fill(~mask, 0.0).to(v_BGSK.dtype)
         mixed = weights @ v_BGSK
-        extra = sight.position.values(layer, weights, sight.prepared) if sight.position.content else None
+        extra = sight.position.values(layer, weights, v_BGSK, sight.prepared) if sight.position.content else None
         return mixed if extra is None else mixed + extra
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:

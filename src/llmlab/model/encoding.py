@@ -6,7 +6,7 @@ bias(prepared)                       [B or 1, H, T, S], added to the scores of e
 query(q_BHTK, prepared)              turns queries
 key(k_BGTK, prepared)                turns the keys of the new tokens; they are cached turned
 scores(layer, q_BHTK, k_BHSK, prepared)   [B, H, T, S], added to q k^T before the scale
-values(layer, weights_BHTS, prepared)     [B, H, T, K], added to what attention mixed
+values(layer, weights_BHTS, v_BHSK, prepared)   [B, H, T, K], added to what attention mixed
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Encoding(nn.Module):
     def scores(self, layer: int, q_BHTK: Tensor, k_BHSK: Tensor, prepared: Any) -> Tensor:
         raise NotImplementedError
 
-    def values(self, layer: int, weights_BHTS: Tensor, prepared: Any) -> Tensor | None:
+    def values(self, layer: int, weights_BHTS: Tensor, v_BHSK: Tensor, prepared: Any) -> Tensor | None:
         return None
 
 

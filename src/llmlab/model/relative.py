@@ -138,7 +138,7 @@ class ShawEncoding(Encoding):
         by_row = q_BHTK @ self.table(layer).key.T.to(q_BHTK.dtype)  # [B, H, T, N]
         return by_row.gather(-1, prepared.expand(*by_row.shape[:3], -1))
 
-    def values(self, layer: int, weights_BHTS: Tensor, prepared: Tensor) -> Tensor:
+    def values(self, layer: int, weights_BHTS: Tensor, v_BHSK: Tensor, prepared: Tensor) -> Tensor:
         table = self.table(layer).value
         by_row = weights_BHTS.new_zeros(*weights_BHTS.shape[:3], len(table))
         by_row = by_row.scatter_add(-1, prepared.expand_as(weights_BHTS), weights_BHTS)
