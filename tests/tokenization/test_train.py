@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from llmlab.errors import InputError
 from llmlab.recipe import parse
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import BPE, SPECIAL, TokenizerRecipe, tokenizer_figures, train_tokenizer
+from llmlab.tokenization.train import (
+    BPE,
+    SPECIAL,
+    TokenizerRecipe,
+    Unigram,
+    WordPiece,
+    tokenizer_figures,
+    train_tokenizer,
+)
 
 TEXTS = ["the whale and the sea and the ship", "a ship on the sea in 1851 and 1852", "鲸鱼在海里，鲸鱼在海里。"]
 
@@ -77,3 +86,50 @@ def test_too_small_a_vocabulary_is_named() -> None:
 def test_surrogates_in_the_corpus_are_named() -> None:
     with pytest.raises(InputError, match="surrogate"):
         train_tokenizer(BPE(vocab_size=260), iter(["good", "bad\ud800"]))
+
+
+# ---------------------------------------------------------------- the union
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, BPE()),
+        ({"vocab_size": 2048}, BPE(vocab_size=2048)),
+        ("unigram", Unigram()),
+        ({"kind": "wordpiece", "lowercase": False}, WordPiece(lowercase=False)),
+    ],
+)
+def test_a_recipe_without_a_kind_is_bpe(given: object, wanted: object) -> None:
+    assert parse(TokenizerRecipe, given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kind": "unigramm"}, "unknown kind 'unigramm' .did you mean 'unigram'"),
+        ({"kind": "unigram", "pre": "smollm"}, "no field 'pre'"),
+        ({"vocab_sise": 9}, "no field 'vocab_sise' here .did you mean 'vocab_size'"),
+        ({"kind": "wordpiece", "vocab_size": True}, "vocab_size is True, where a number belongs"),
+    ],
+)
+def test_bad_sections_are_named(given: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        parse(TokenizerRecipe, given)
+
+
+@pytest.mark.parametrize("section", [BPE(), Unigram(), WordPiece()], ids=lambda section: section.kind)
+def test_each_kind(section: BPE | Unigram | WordPiece, tmp_path: Path) -> None:
+    """What is declared is so; what is saved reads alike; an empty corpus and half a character are named."""
+    made = train_tokenizer(section, iter(TEXTS * 3))
+    made.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    text = "A ship  on the s\u00e9a\n\n\u9cb8\u9c7c 1851."
+    assert again.encode(text) == made.encode(text)
+    assert (again.lossless, again.special_ids, again.eos_id) == (section.lossless, made.special_ids, made.eos_id)
+    assert (made.decode(made.encode(text)) == text) == section.lossless
+    assert made.special_ids.isdisjoint(made.encode("the ship [MASK]<|im_end|></s>")) == section.lossless
+    with pytest.raises(InputError, match="no text to learn from"):
+        train_tokenizer(section, iter([""]))
+    with pytest.raises(InputError, match="surrogate"):
+        train_tokenizer(section, iter(["good", "bad\ud800"]))

@@ -71,7 +71,7 @@ class SentencePieceFile:
         steps = [*before, *precompiled(self.charsmap), *squeezed(self.squeeze)]
         if self.squeeze:
             made.normalizer = normalizers.Sequence(steps)
-            made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first" if self.prefix else "never", split=False)
+            made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always" if self.prefix else "never", split=False)
         elif steps:
             made.normalizer = normalizers.Sequence([*steps, made.normalizer])
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +79,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._plain = never_special(
-            backend, {added[id].content: id for id in self.special_ids if added[id].content != unk}
-        )
+        self._plain = never_special(backend, {added[id].content: id for id in self.special_ids}, unk)
         self._inside = no_prefix(self._plain)
         self._marking_inside = no_prefix(self._marking)
         self._after_special = self._prefixes_after_special()
@@ -182,9 +181,10 @@ class Tokenizer:
 
     @cached_property
     def lossless(self) -> bool:
-        """Whether ids keep every text, so that `decode(encode(text)) == text`. WordPiece never does; a tokenizer that
-        normalises text, or has characters it does not know, does not either."""
-        return all(self.decode(self.encode(text)) == text for text in PROBES)
+        """Whether ids keep every text, so that `decode(encode(text)) == text`, or one that Unicode holds to be the same
+        (Qwen2 composes characters). WordPiece does not, nor does a tokenizer that knows no bytes, or folds case,
+        widths or spaces."""
+        return all(_composed(self.decode(self.encode(text))) == _composed(text) for text in PROBES)
 
     def require_lossless(self, what: str) -> None:
         """InputError where ids do not keep the text, so that `what` would be a figure of another, easier text."""
@@ -313,6 +313,10 @@ def _named(tokens: Sequence[str], **ids: int | None) -> dict[str, str | None]:
 
 
 # ---------------------------------------------------------------- text that is none
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _utf8(text: Any) -> bool:

@@ -62,13 +62,12 @@ def dress(
     With `squeeze` no text begins with a space of its own, and Metaspace puts one there, once. Without, the normalizer
     does, however many stand there already: they all come back.
     """
-    first = prefix and squeeze
     steps = [*before, *precompiled(charsmap), *squeezed(squeeze)]
     if prefix and not squeeze:
         steps.append(normalizers.Prepend(SPACE))
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first" if first else "never")
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always" if prefix and squeeze else "never")
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]

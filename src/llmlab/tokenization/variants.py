@@ -23,12 +23,14 @@ def _variant(backend: Backend, normalizer: Any, pre_tokenizer: Any) -> Backend:
     return other
 
 
-def never_special(backend: Backend, special: Mapping[str, int]) -> Backend:
-    """The backend for content: it takes the names of special tokens for plain text.
+def never_special(backend: Backend, special: Mapping[str, int], unk: str | None) -> Backend:
+    """The backend for content: it takes the names of special tokens for plain text. `unk` is what the model itself
+    gives for what it does not know; only Unigram, which knows it by its id, can do so under another name.
 
     `encode_special_tokens` is enough for most. A model that holds such a name as an ordinary piece (Unigram, BPE with
     whole words first) would still find it, so there the names are replaced by ones that no text holds.
     """
+    special = {name: id for name, id in special.items() if name != unk or isinstance(backend.model, models.Unigram)}
     plain = _variant(backend, backend.normalizer, backend.pre_tokenizer)
     plain.encode_special_tokens = True
     probes = [text for name in special for text in (name, f"a{name}")]
