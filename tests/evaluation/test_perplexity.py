@@ -16,6 +16,7 @@ from llmlab.model.positions import Alibi, Learned, Rope
 from llmlab.model.transformer import Architecture
 
 CONTEXT, VOCAB = 16, 40
+from llmlab.tokenization.train import BPE, Unigram, WordPiece, train_tokenizer
 
 
 @pytest.fixture(params=[Rope(), Learned(), Alibi()], ids=lambda position: position.kind)
@@ -141,3 +142,17 @@ def test_without_a_begin_token_the_first_byte_is_given():
     assert found.nats[0] == pytest.approx(float(forward(model, list(b"hello")).sum()), rel=1e-5)
     with pytest.raises(InputError, match="nothing to foretell"):
         score_texts(model, Headless(), ["h", ""])
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer():
+    texts = ["the whale", "  a ship\n", "\u9cb8"]
+    for section in (BPE(vocab_size=270), Unigram(vocab_size=300)):
+        tokenizer = train_tokenizer(section, iter(["the whale and the ship"] * 3))
+        model = Architecture(layers=1, dim=32, context=64).build(tokenizer.vocab_size)
+        assert score_texts(model, tokenizer, texts).bytes.tolist() == [len(text.encode()) for text in texts]
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
+    tokenizer = train_tokenizer(WordPiece(vocab_size=60), iter(["the whale and the ship"] * 3))
+    with pytest.raises(InputError, match="tokenizer: its ids do not keep the text .*: no bits per byte"):
+        score_texts(Architecture(layers=1, dim=32, context=64).build(60), tokenizer, ["the whale"])
