@@ -14,9 +14,9 @@ from llmlab.evaluation import perplexity
 from llmlab.evaluation.perplexity import Span, score_texts, span_nats, token_nats, windows
 from llmlab.model.positions import Alibi, Learned, Rope
 from llmlab.model.transformer import Architecture
+from llmlab.tokenization.train import BPE, Unigram, WordPiece, train_tokenizer
 
 CONTEXT, VOCAB = 16, 40
-from llmlab.tokenization.train import BPE, Unigram, WordPiece, train_tokenizer
 
 
 @pytest.fixture(params=[Rope(), Learned(), Alibi()], ids=lambda position: position.kind)
@@ -154,5 +154,5 @@ def test_bytes_are_those_of_the_text_whatever_the_tokenizer():
 
 def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
     tokenizer = train_tokenizer(WordPiece(vocab_size=60), iter(["the whale and the ship"] * 3))
-    with pytest.raises(InputError, match="tokenizer: its ids do not keep the text .*: no bits per byte"):
+    with pytest.raises(InputError, match=r"tokenizer: its ids do not keep the text .*: no bits per byte"):
         score_texts(Architecture(layers=1, dim=32, context=64).build(60), tokenizer, ["the whale"])

@@ -23,6 +23,7 @@ from llmlab.inference.text import text_of
 from llmlab.tokenization.sentencepiece import SentencePieceFile
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import LETTERS, SPECIAL, Unigram, train_tokenizer
+from llmlab.tokenization.unigram import precompiled
 from llmlab.tokenization.unigram_training import learn_pieces
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda text: "\u2581" not in text)
@@ -433,3 +434,30 @@ def test_any_bytes_give_a_named_error_or_a_tokenizer(tmp_path_factory: pytest.Te
         SentencePieceFile.read(path).backend()
     except InputError:
         return
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_a_broken_normalization_is_named_or_harmless(data: Any) -> None:
+    """The library aborts on a trie that points outside itself; nothing here may."""
+    broken = bytearray(_charsmap(CHARSMAP))
+    for _ in range(data.draw(st.integers(1, 3))):
+        used = [at for at, byte in enumerate(broken) if byte]
+        broken[data.draw(st.sampled_from(used))] = data.draw(st.integers(0, 255))
+    try:
+        (normalizer,) = precompiled(bytes(broken))
+    except InputError as error:
+        assert "precompiled normalization" in str(error)
+        return
+    for text in [*CHARSMAP, "the whale \ufb02 \u9c7c \uff22"]:
+        normalizer.normalize_str(text)
+
+
+def test_a_broken_normalization_in_a_tokenizer_json_is_named(tmp_path: Path) -> None:
+    broken = bytearray(_charsmap(CHARSMAP))
+    broken[4:8] = struct.pack("<I", 0xFFFFF << 10)
+    backend = _like_transformers(T5, 2, "$A:0 </s>:0", "$A:0 </s>:0 $B:0 </s>:0")
+    backend.normalizer = normalizers.Sequence([normalizers.Precompiled(bytes(broken))])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="points outside its trie"):
+        Tokenizer.load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from llmlab.errors import InputError
 from llmlab.tokenization import wordpiece
 from llmlab.tokenization.sentencepiece import SentencePieceFile
+from llmlab.tokenization.unigram import check_charsmap
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 SPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
@@ -63,11 +65,23 @@ def read_folder(folder: Path) -> FolderParts:
 
 def _backend(path: Path) -> Backend:
     try:
-        return Backend.from_str(path.read_text(encoding="utf-8"))
+        backend = Backend.from_str(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise InputError(str(path), "is not UTF-8 text") from None
     except Exception as error:  # the library raises bare Exception
         raise InputError(str(path), f"is no tokenizer: {error}") from None
+    if backend.normalizer is not None:
+        for part in _parts(json.loads(backend.normalizer.__getstate__())):
+            if isinstance(charsmap := part.get("precompiled_charsmap"), str):
+                check_charsmap(base64.b64decode(charsmap))
+    return backend
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """A normalizer and those within it."""
+    yield part
+    for inner in part.get("normalizers", ()):
+        yield from _parts(inner)
 
 
 def _unknown(path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+import numpy as np
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -75,16 +76,42 @@ def dress(
 
 
 def precompiled(charsmap: bytes) -> list[normalizers.Normalizer]:
-    """The normalizer of a SentencePiece file: a trie and the texts that it points to. InputError for a broken one."""
+    """The normalizer of a SentencePiece file. InputError for a broken one."""
     if not charsmap:
         return []
-    size = struct.unpack("<I", charsmap[:4])[0] if len(charsmap) >= 4 else 0
-    if size % 4 or not 4 <= size <= len(charsmap) - 4:
-        raise InputError("tokenizer", "its precompiled normalization is cut short")
+    check_charsmap(charsmap)
     try:
         return [normalizers.Precompiled(charsmap)]
     except Exception as error:
         raise InputError("tokenizer", f"its precompiled normalization cannot be read: {error}") from None
+
+
+def check_charsmap(charsmap: bytes) -> None:
+    """InputError unless every way through the trie ends within it, in a text: the library would abort, not say so.
+
+    The layout is darts-clone's double array: a unit holds its byte, whether a key ends here, and the offset by which
+    the places of its followers are found; behind the trie lie the texts that keys become, each ended by a zero.
+    """
+    size = struct.unpack("<I", charsmap[:4])[0] if len(charsmap) >= 4 else 0
+    if size % 4 or not 4 <= size <= len(charsmap) - 4:
+        raise InputError("tokenizer", "its precompiled normalization is cut short")
+    units = np.frombuffer(charsmap, "<u4", size // 4, 4).astype(np.int64)
+    texts = np.frombuffer(charsmap, np.uint8, offset=4 + size)
+    offset = (units >> 10) << ((units & 512) >> 6)
+    label = units & (1 << 31 | 255)
+    seen = np.zeros(len(units), bool)
+    nodes = np.zeros(1, np.int64)
+    while len(nodes):
+        seen[nodes] = True
+        base = nodes ^ offset[nodes]
+        if (base | 255).max() >= len(units):
+            raise InputError("tokenizer", "its precompiled normalization points outside its trie")
+        ends = units[base[units[nodes] >> 8 & 1 == 1]] & (1 << 31) - 1
+        if len(ends) and (ends.max() >= len(texts) or texts[-1] != 0 or (texts[ends] & 0xC0 == 0x80).any()):
+            raise InputError("tokenizer", "its precompiled normalization points outside its texts")
+        follow = base[:, None] ^ np.arange(1, 256)
+        found = np.unique(follow[label[follow] == np.arange(1, 256)])
+        nodes = found[~seen[found]]
 
 
 def squeezed(squeeze: bool) -> list[normalizers.Normalizer]:
