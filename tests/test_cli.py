@@ -14,7 +14,7 @@ import yaml
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.run import presets, read_recipe
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 
 def llmlab(*arguments: str, stdin: bytes = b"", **kwargs: object) -> subprocess.CompletedProcess[bytes]:
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from llmlab.checkpoints.native import save_model
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=300), iter(["a whale is not a fish " * 20]))
+    tokenizer = train_tokenizer(BPE(vocab_size=300), iter(["a whale is not a fish " * 20]))
     save_model(folder, parse(Architecture, {"layers": 1, "dim": 32}).build(tokenizer.vocab_size), tokenizer)
     return folder
 

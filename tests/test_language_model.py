@@ -21,7 +21,7 @@ from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 CONTEXT = 160
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -31,7 +31,7 @@ TEXT = "三国演义 👩‍👩‍👧 says 😀, ok?"
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Every byte a token, and ChatML."""
-    return train_tokenizer(TokenizerRecipe(vocab_size=260), iter(["a"]))
+    return train_tokenizer(BPE(vocab_size=260), iter(["a"]))
 
 
 def tiny(tokenizer: Tokenizer, **fields: Any) -> Bundle:

@@ -158,3 +158,9 @@ def test_a_full_disk_names_the_run_and_how_to_go_on(tmp_path: Path, monkeypatch:
         run(read_recipe("smoke"), tmp_path / "r", quiet=True)
     assert caught.value.place == str(tmp_path / "r")
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_loses_text_is_refused_before_any_work():
+    with pytest.raises(InputError, match="a wordpiece tokenizer does not keep the text"):
+        read_recipe("smoke", ["tokenizer=wordpiece"])
+    assert read_recipe("smoke", ["tokenizer=unigram"]).tokenizer.vocab_size == 512

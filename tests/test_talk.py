@@ -16,9 +16,9 @@ from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.talk import ChatSession, talk
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
-TOKENIZER = train_tokenizer(TokenizerRecipe(vocab_size=260), iter(["a"]))
+TOKENIZER = train_tokenizer(BPE(vocab_size=260), iter(["a"]))
 END = TOKENIZER.token_id("<|im_end|>") or 0
 SHORT = Sampling(max_new_tokens=8, temperature=0)
 

@@ -229,7 +229,7 @@ class Reply(Iterator[str]):
     def _run(self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None) -> Generator[str]:
         tokenizer = lm.tokenizer
         text = TextStream(
-            tokenizer, sampling.stop, start=tokenizer.special_ids.issuperset(self.prompt) and _prefixes(tokenizer)
+            tokenizer, sampling.stop, start=tokenizer.special_ids.issuperset(self.prompt) and tokenizer.spells_space
         )
         began = time.perf_counter()
         tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
@@ -258,11 +258,6 @@ def conversation(text: str, system: str | None = None) -> list[Message]:
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     return parse(Sampling, settings, "sampling")
-
-
-def _prefixes(tokenizer: Tokenizer) -> bool:
-    """Whether this tokenizer spells text at a start with a space that is not there."""
-    return tokenizer.encode("a") != tokenizer.encode("a", "text")
 
 
 def _rate(count: int, seconds: float) -> float:

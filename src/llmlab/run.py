@@ -73,6 +73,9 @@ class Run(Section):
             raise ValueError(
                 f"{missing[0]} is missing: a life starts from text, tokenizer, model and pretrain, or from base"
             )
+        if self.tokenizer is not None and not self.tokenizer.lossless:
+            problem = f"a {self.tokenizer.kind} tokenizer does not keep the text, so there are no bits per byte"
+            raise ValueError(f"{problem}; bpe and unigram keep it")
         if self.ppo is not None and self.reward is None:
             raise ValueError("ppo needs the reward section: it is what the policy is trained against")
         return self

@@ -27,7 +27,7 @@ from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import StopFlag
 from llmlab.stages import Figures, Session
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 STEPS = 5
 FAST: dict[str, Any] = {
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose `sft` holds whole weights and whose `reward` is trained on them."""
     root = tmp_path_factory.mktemp("run")
     texts = [f"{t.prompt} {t.say(True)}" for t in tasks.generate(0, 200)]
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=300), iter(texts))
+    tokenizer = train_tokenizer(BPE(vocab_size=300), iter(texts))
     architecture = parse(Architecture, {"layers": 1, "dim": 16, "context": 96, "initial_std": 0.1})
     save_model(root / "sft" / "model", architecture.build(tokenizer.vocab_size, 0), tokenizer)
     reward(parse(Reward, {"data": TASKS, **SMALL}), open_policy(root / "sft"), root / "reward", Session())

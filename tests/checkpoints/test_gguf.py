@@ -170,7 +170,7 @@ def test_sentencepiece_tokenizer_and_no_tokenizer(tmp_path: Path, make: Callable
         ({}, {"blk.1.attn_v.weight": None}, r"blk\.1\.attn_v\.weight.*missing"),
         ({}, {"blk.1.attn_k.weight": np.ones((8, 32), np.float32)}, r"blk\.1\.attn_k\.weight.*\[8, 32\]"),
         ({}, {"token_embd.weight": None}, "token_embd.weight"),
-        ({"tokenizer.ggml.model": "bert"}, {}, "bert"),
+        ({"tokenizer.ggml.model": "rwkv"}, {}, "rwkv.*bert"),
         ({"tokenizer.ggml.pre": "unheard-of"}, {}, "unheard-of"),
         ({"tokenizer.ggml.tokens": ["a"] * 300}, {}, "tokenizer"),
         (

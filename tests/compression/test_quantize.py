@@ -28,7 +28,7 @@ from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import StopFlag
 from llmlab.stages import Session
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 TEXTS = [f"The whale number {number} swims in the wide sea. 鲸" * 3 for number in range(12)]
 
@@ -42,7 +42,7 @@ def build(tied: bool = True, bias: bool = False, vocab: int = 300):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TokenizerRecipe(vocab_size=300), iter(TEXTS))
+    return train_tokenizer(BPE(vocab_size=300), iter(TEXTS))
 
 
 KINDS = [Int8(), Int4(), Int4(group=64)]

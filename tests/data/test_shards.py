@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from llmlab.data.shards import TokenShards, write_shards
 from llmlab.errors import InputError
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 TEXTS = ["Call me Ishmael.", "话说天下大势，分久必合", "a", "whale " * 20, "", "<|endoftext|> is text here"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerRecipe(vocab_size=280), iter(TEXTS))
+    return train_tokenizer(BPE(vocab_size=280), iter(TEXTS))
 
 
 class Wide:
@@ -142,7 +142,7 @@ def test_places_outside_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> Non
 def test_another_vocabulary_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     shards = write_shards(TEXTS, tokenizer, tmp_path / "s")
     shards.require(tokenizer, tokenizer.vocab_size)
-    other = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(TEXTS))
+    other = train_tokenizer(BPE(vocab_size=270), iter(TEXTS))
     with pytest.raises(InputError, match="was encoded by another tokenizer, of 271 ids; this one has 270"):
         shards.require(other)
     with pytest.raises(InputError, match="holds ids up to 270, the model has 270 embeddings"):

@@ -11,7 +11,7 @@ from llmlab.data.tokens import tokenize
 from llmlab.errors import Stopped
 from llmlab.runtime import StopFlag
 from llmlab.stages import Session
-from llmlab.tokenization.train import TokenizerRecipe
+from llmlab.tokenization.train import BPE
 
 
 class After(StopFlag):
@@ -37,7 +37,7 @@ def test_a_stop_is_heard_between_documents(tmp_path: Path, looks: int) -> None:
     for split, count in (("train", 20), ("held_out", 4)):
         lines = (json.dumps({"text": f"{split} whale number {n} swims"}) + "\n" for n in range(count))
         (text / f"{split}.jsonl").write_text("".join(lines))
-    section = TokenizerRecipe(vocab_size=280)
+    section = BPE(vocab_size=280)
     out, whole = tmp_path / "out", tmp_path / "whole"
     for folder in (out, whole):
         folder.mkdir()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from llmlab.errors import InputError
 from llmlab.evaluation.choices import Item, likelihoods, read_items
 from llmlab.model.transformer import Architecture
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 
 def file_of(tmp_path, *rows):
@@ -85,7 +85,7 @@ def test_the_published_files_are_read(shared, name, count, choices):
 
 
 def test_a_choice_is_as_likely_as_its_tokens_behind_the_prompt():
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=280), iter(["the cat sat on the mat"] * 3))
+    tokenizer = train_tokenizer(BPE(vocab_size=280), iter(["the cat sat on the mat"] * 3))
     model = Architecture(layers=1, dim=32, context=64, initial_std=0.4).build(280).eval()
     items = [Item("the cat", (" sat", " on the mat"), 0), Item("", ("cat", "mat the"), 1)]
     found = likelihoods(model, tokenizer, items)

@@ -14,6 +14,7 @@ from llmlab.evaluation import perplexity
 from llmlab.evaluation.perplexity import Span, score_texts, span_nats, token_nats, windows
 from llmlab.model.positions import Alibi, Learned, Rope
 from llmlab.model.transformer import Architecture
+from llmlab.tokenization.train import BPE, Unigram, WordPiece, train_tokenizer
 
 CONTEXT, VOCAB = 16, 40
 
@@ -97,7 +98,10 @@ def test_an_impossible_stride_is_refused(model):
 class Bytes:
     """A tokenizer of bytes, with one special token behind them."""
 
-    vocab_size, bos_id, eos_id, special_ids = 257, None, 256, frozenset({256})
+    vocab_size, bos_id, eos_id, special_ids, spells_space = 257, None, 256, frozenset({256}), False
+
+    def require_lossless(self, what):
+        pass
 
     def encode_batch(self, texts):
         return [list(text.encode()) for text in texts]
@@ -138,3 +142,17 @@ def test_without_a_begin_token_the_first_byte_is_given():
     assert found.nats[0] == pytest.approx(float(forward(model, list(b"hello")).sum()), rel=1e-5)
     with pytest.raises(InputError, match="nothing to foretell"):
         score_texts(model, Headless(), ["h", ""])
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer():
+    texts = ["the whale", "  a ship\n", "\u9cb8"]
+    for section in (BPE(vocab_size=270), Unigram(vocab_size=300)):
+        tokenizer = train_tokenizer(section, iter(["the whale and the ship"] * 3))
+        model = Architecture(layers=1, dim=32, context=64).build(tokenizer.vocab_size)
+        assert score_texts(model, tokenizer, texts).bytes.tolist() == [len(text.encode()) for text in texts]
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
+    tokenizer = train_tokenizer(WordPiece(vocab_size=60), iter(["the whale and the ship"] * 3))
+    with pytest.raises(InputError, match=r"tokenizer: its ids do not keep the text .*: no bits per byte"):
+        score_texts(Architecture(layers=1, dim=32, context=64).build(60), tokenizer, ["the whale"])

@@ -19,14 +19,14 @@ from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import StopFlag
 from llmlab.stages import Session
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 TEXTS = [f"Number {number}: the whale swims in the wide sea, 鲸. {'and on ' * (number % 4)}" for number in range(30)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TokenizerRecipe(vocab_size=320), iter(TEXTS))
+    return train_tokenizer(BPE(vocab_size=320), iter(TEXTS))
 
 
 def bundle_of(tokenizer, seed=0):
@@ -174,7 +174,7 @@ def test_the_held_out_text_of_its_run_is_found_beside_a_model(bundle, shards, to
     save_model(folder, bundle.model, tokenizer)
     found = evaluate_model(load_model(folder), limit=3)["tasks"]
     assert found[0]["metric"] == "bits_per_byte"
-    other = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(TEXTS))
+    other = train_tokenizer(BPE(vocab_size=270), iter(TEXTS))
     assert harness._held_out_beside(Bundle(bundle.model, other, bundle.architecture, str(folder))) is None
 
 

@@ -18,7 +18,7 @@ from llmlab.tokenization.chat import TODAY, Message, Renderer
 from llmlab.tokenization.pieces import byte_letters
 from llmlab.tokenization.template import ChatTemplate
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import CHAT_TEMPLATE, TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, CHAT_TEMPLATE, train_tokenizer
 
 # The forms that published templates take, in our own words: name -> (template, special tokens, stop, strips contents).
 CHATML_SYSTEM = (
@@ -158,7 +158,7 @@ def test_as_transformers_on_plain_contents(name: str, tmp_path: Path) -> None:
 
 
 def test_golden_ids_of_our_template() -> None:
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=260), iter(["x"]))
+    tokenizer = train_tokenizer(BPE(vocab_size=260), iter(["x"]))
     rendered = Renderer(tokenizer).render(_chat(["a", "b"]), reply=True)
     user, assistant = tokenizer.encode("user\n"), tokenizer.encode("assistant\n")
     a, b, newline = tokenizer.encode("a"), tokenizer.encode("b"), tokenizer.encode("\n")

@@ -18,7 +18,7 @@ from llmlab.checkpoints.gguf_file import GGUF
 from llmlab.errors import InputError
 from llmlab.tokenization.pieces import PRE, byte_letters, pre_tokenizer
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import CHAT_TEMPLATE, TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, CHAT_TEMPLATE, train_tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 CORPUS = [
@@ -30,7 +30,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 @pytest.fixture(scope="module")
 def ours() -> Tokenizer:
-    return train_tokenizer(TokenizerRecipe(vocab_size=400), iter(CORPUS))
+    return train_tokenizer(BPE(vocab_size=400), iter(CORPUS))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from llmlab.data.shards import write_shards
 from llmlab.errors import InputError, Stopped
 from llmlab.model.transformer import Architecture
 from llmlab.stages import Figures, Session
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 from llmlab.training.pretrain import Pretrain, pretrain
 from llmlab.training.probe import bits_per_byte
 
@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(layers=2, dim=32, context=16)
 
 class Corpus:
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=300), TEXTS)
+        self.tokenizer = train_tokenizer(BPE(vocab_size=300), TEXTS)
         self.train = write_shards(TEXTS[:5], self.tokenizer, folder / "train")
         self.held = write_shards(TEXTS[5:], self.tokenizer, folder / "held_out")
 
@@ -107,7 +107,7 @@ def test_the_micro_batch_changes_memory_only(corpus: Corpus, tmp_path: Path) -> 
 def test_bad_input_is_one_line(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pretrain.length: 17 is beyond the model's context of 16"):
         corpus.pretrain(tmp_path, length=17)
-    other = train_tokenizer(TokenizerRecipe(vocab_size=280), TEXTS)
+    other = train_tokenizer(BPE(vocab_size=280), TEXTS)
     foreign = write_shards(TEXTS[:2], other, tmp_path / "foreign")
     with pytest.raises(InputError, match="encoded by another tokenizer"):
         pretrain(Pretrain(), ARCHITECTURE, corpus.tokenizer, foreign, corpus.held, tmp_path / "out", Session())

@@ -168,6 +168,10 @@ def _tokenizer(file: GGUF) -> Tokenizer | None:
             raise InputError(place, f"the field {key} is {value}, of {len(tokens)} tokens")
         return value
 
+    def flag(name: str) -> bool | None:
+        key = f"{prefix}.{name}"
+        return _field(file, key, bool) if key in file.fields else None
+
     def numbers(name: str) -> list[Any] | None:
         value = file.fields.get(f"{prefix}.{name}")
         if value is not None and (not isinstance(value, np.ndarray) or len(value) != len(tokens)):
@@ -194,4 +198,15 @@ def _tokenizer(file: GGUF) -> Tokenizer | None:
             return Tokenizer.from_sentencepiece(
                 tokens, scores, numbers("token_type"), add_space_prefix=blank, **special
             )
-    raise unknown(f"{place}: {prefix}.model", kind[:80], ["gpt2", "llama"])
+        case "bert":
+            cls, sep = token_id("cls"), token_id("seperator")  # llama.cpp's spelling of the key
+            return Tokenizer.from_wordpiece(
+                tokens,
+                lowercase=flag("normalizer.lowercase"),
+                strip_accents=flag("normalizer.strip_accents"),
+                cls=special["bos"] if cls is None else cls,
+                sep=special["eos"] if sep is None else sep,
+                mask=token_id("mask"),
+                **{role: special[role] for role in ("pad", "unk", "eos")},
+            )
+    raise unknown(f"{place}: {prefix}.model", kind[:80], ["gpt2", "llama", "bert"])

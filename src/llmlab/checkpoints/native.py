@@ -20,11 +20,12 @@ from llmlab.errors import InputError
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
 from llmlab.runtime import atomic_folder, atomic_json
+from llmlab.tokenization.folder import FILES as TOKENIZER_FILES
 from llmlab.tokenization.tokenizer import Tokenizer
 
 FORMAT = "llmlab"
 VERSION = 1
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_CONFIG = 1 << 24
 
 
@@ -86,9 +87,9 @@ def plain_state(model: Transformer) -> dict[str, Tensor]:
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     """The tokenizer in a model folder, None where there is none."""
-    if not (folder / TOKENIZER).is_file():
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    return matching(Tokenizer.load(folder), vocab_size, str(folder / TOKENIZER))
+    return matching(Tokenizer.load(folder), vocab_size, str(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -84,8 +84,10 @@ def score_documents(
     """The same from ids. An end of document among them is foretold too: it costs bits and stands for no bytes.
 
     Where the tokenizer has no token that begins a document, the first token of each is not foretold and its bytes do
-    not count. Errors: InputError where nothing is left to foretell.
+    not count. A space that only spells the start of a text counts for no byte. Errors: InputError where nothing is left
+    to foretell, and for a tokenizer whose ids do not keep the text.
     """
+    tokenizer.require_lossless("bits per byte")
     lengths = byte_lengths(tokenizer)
     begin = begin_id(tokenizer)
     rows = [np.asarray(ids, np.int64) for ids in documents]
@@ -93,11 +95,17 @@ def score_documents(
     if not any(len(span.ids) > 1 for span in spans):
         raise InputError("held-out text", "holds nothing to foretell", "give at least two tokens of text")
     covered = [span.ids[span.first :] for span in spans]
+    spelt = np.array([0 if begin is None else _spelt(tokenizer, ids) for ids in rows])
     return Scores(
         span_nats(model, spans, stride),
         np.array([len(ids) for ids in covered]),
-        np.array([int(lengths[ids].sum()) for ids in covered]),
+        np.array([int(lengths[ids].sum()) for ids in covered]) - spelt,
     )
+
+
+def _spelt(tokenizer: Tokenizer, ids: Ids) -> int:
+    """Bytes at the start of a text that are its spelling's alone: 1 or 0."""
+    return int(tokenizer.spells_space and len(ids) > 0 and tokenizer.token_bytes(int(ids[0])).startswith(b" "))
 
 
 def held_out_documents(shards: TokenShards, limit: int | None = None) -> list[Ids]:

@@ -31,20 +31,28 @@ def byte_letters() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Pieces:
-    """How a vocabulary writes bytes: GPT-2's letters, SentencePiece's marks, WordPiece's ## or plainly."""
+    """How a vocabulary writes bytes: GPT-2's letters, SentencePiece's, WordPiece's or GPT-1's marks, or plainly."""
 
-    kind: Literal["byte_level", "sentencepiece", "wordpiece", "plain"]
+    kind: Literal["byte_level", "sentencepiece", "wordpiece", "word_end", "plain"]
+    mark: str = ""  # what a piece that goes on in a word begins with, or one that ends a word ends with
 
     @staticmethod
     def of(backend: Backend) -> Pieces:
         """Read off the decoder and the pre-tokenizer."""
         parts = [part for part in (backend.decoder, backend.pre_tokenizer) if part is not None]
-        types = {name for part in parts for name in _types(json.loads(part.__getstate__()))}
+        found = [item for part in parts for item in _parts(json.loads(part.__getstate__()))]
+        types = {str(part.get("type")) for part in found}
         if "ByteLevel" in types:
             return Pieces("byte_level")
         if types & {"ByteFallback", "Metaspace", "Replace"}:
             return Pieces("sentencepiece")
-        return Pieces("wordpiece" if "WordPiece" in types else "plain")
+        for part in found:
+            match part:
+                case {"type": "WordPiece", "prefix": str(mark)}:
+                    return Pieces("wordpiece", mark)
+                case {"type": "BPEDecoder", "suffix": str(mark)}:
+                    return Pieces("word_end", mark)
+        return Pieces("plain")
 
     def bytes_of(self, piece: str) -> bytes:
         match self.kind:
@@ -57,16 +65,19 @@ class Pieces:
                     return bytes([int(byte[1], 16)])
                 return piece.replace(SPACE, " ").encode()
             case "wordpiece":
-                return piece[2:].encode() if piece.startswith("##") else b" " + piece.encode()
+                inside = piece.startswith(self.mark) and piece != self.mark
+                return piece.removeprefix(self.mark).encode() if inside else b" " + piece.encode()
+            case "word_end":
+                return (piece.removesuffix(self.mark) + " ").encode() if piece.endswith(self.mark) else piece.encode()
         return piece.encode()
 
 
-def _types(part: Any) -> Iterable[str]:
+def _parts(part: Any) -> Iterable[dict[str, Any]]:
     if isinstance(part, dict):
-        yield str(part.get("type"))
+        yield part
         for key in ("decoders", "pretokenizers"):
             for item in part.get(key, []):
-                yield from _types(item)
+                yield from _parts(item)
 
 
 # ---------------------------------------------------------------- byte-level BPE
@@ -116,7 +127,7 @@ def bpe_backend(
 ) -> Backend:
     """Byte-level BPE. `bos` is the id put before raw text by the post-processor, if any."""
     cut = pre_tokenizer(pre)
-    vocab = _vocabulary(tokens, types)
+    vocab = vocabulary(tokens, types)
     pairs = []
     for merge in merges:
         left, space, right = merge.partition(" ") if not merge.startswith(" ") else ("", "", "")
@@ -133,7 +144,7 @@ def bpe_backend(
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = cut
     backend.decoder = decoders.ByteLevel()
-    _mark(backend, tokens, types or [], set(), bos)
+    mark_tokens(backend, tokens, types or [], set(), bos)
     return backend
 
 
@@ -155,7 +166,7 @@ def sentencepiece_backend(
     if types is None:
         types = [BYTE if BYTE_PIECE.fullmatch(piece) else NORMAL for piece in pieces]
         types = [CONTROL if id in control else UNKNOWN if id == unk else kind for id, kind in enumerate(types)]
-    vocab = _vocabulary(pieces, types)
+    vocab = vocabulary(pieces, types)
     name = pieces[unk] if unk is not None and 0 <= unk < len(pieces) else None
     merges = merges_of_scores(pieces, scores, types)
     try:
@@ -169,7 +180,7 @@ def sentencepiece_backend(
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *unprefix]
     )
-    _mark(backend, pieces, types, control, bos)
+    mark_tokens(backend, pieces, types, control, bos)
     return backend
 
 
@@ -192,7 +203,7 @@ def merges_of_scores(pieces: Sequence[str], scores: Sequence[float], types: Sequ
 # ---------------------------------------------------------------- both
 
 
-def _vocabulary(tokens: Sequence[str], types: Sequence[int] | None) -> dict[str, int]:
+def vocabulary(tokens: Sequence[str], types: Sequence[int] | None) -> dict[str, int]:
     if types is not None and len(types) != len(tokens):
         raise InputError("tokenizer.ggml.token_type", f"{len(types)} types for {len(tokens)} tokens")
     vocab = {token: id for id, token in enumerate(tokens)}
@@ -202,7 +213,9 @@ def _vocabulary(tokens: Sequence[str], types: Sequence[int] | None) -> dict[str,
     return vocab
 
 
-def _mark(backend: Backend, tokens: Sequence[str], types: Sequence[int], control: set[int], bos: int | None) -> None:
+def mark_tokens(
+    backend: Backend, tokens: Sequence[str], types: Sequence[int], control: set[int], bos: int | None
+) -> None:
     """Tell control tokens and user-defined ones apart from ordinary pieces; add bos before raw text if there is one."""
     special = sorted(control | {id for id, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)})
     backend.add_special_tokens([AddedToken(tokens[id], special=True, normalized=False) for id in special if tokens[id]])

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from llmlab.errors import InputError
 from llmlab.runtime import atomic_json, atomic_text
-from llmlab.tokenization.pieces import Pieces, bpe_backend, sentencepiece_backend
+from llmlab.tokenization.folder import read_folder
+from llmlab.tokenization.frame import Frame
+from llmlab.tokenization.pieces import SPACE, Pieces, bpe_backend, sentencepiece_backend
+from llmlab.tokenization.variants import never_special, no_prefix
+from llmlab.tokenization.wordpiece import from_phantom_spaces, wordpiece_backend
 
 # What stands before a piece of text: nothing, a special token, or other text. Tokenizers of the SentencePiece kind
 # put a space before text that stands alone and none before text that goes on.
 After = Literal["start", "special", "text"]
 
-FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")  # of an added token, in files
+# A tokenizer whose ids keep every text gives each of these back: spaces, case, accents, composed and compatibility
+# characters, what no vocabulary holds. (U+2581, SentencePiece's own mark of a space, is not asked for.)
+PROBES = (
+    "  A b\n\n\tC ",
+    "it 's . , don't !",
+    "\u00c9\u00e9 e\u0301 \ufb01 \uff21 \u2126 \u1e9b",
+    "\u9cb8\u9c7c \U0001f469\u200d\U0001f467 \ue000\x07\u2028",
+)
 
 
 class Tokenizer:
     """Text to ids and back.
 
-    `encode` adds no special token and makes none from the text, whatever is written there; `scaffold` recognises
-    them and is for templates only. `bos_id`, `eos_id`, `pad_id` are ids or None; `pad_id` is None where a file gives
-    the pad token the same id as eos, since a mask by id would then hide eos too.
+    `encode` adds no special token and makes none from the text, whatever is written there (but for `unk`, where the
+    vocabulary lacks a character); `scaffold` recognises them and is for templates only, `pair` frames one or two texts
+    for an encoder. `bos_id`, `eos_id`, `pad_id`, `cls_id`, `sep_id`, `mask_id` are ids or None; `pad_id` is None where
+    a file gives the pad token the same id as eos, since a mask by id would then hide eos too.
     """
 
     def __init__(
@@ -38,14 +50,18 @@ class Tokenizer:
         pad: str | None = None,
         unk: str | None = None,
         chat_template: str | None = None,
+        cls: str | None = None,
+        sep: str | None = None,
+        mask: str | None = None,
     ) -> None:
-        for role, token in {"bos": bos, "eos": eos, "pad": pad}.items():
+        roles = {"bos": bos, "eos": eos, "pad": pad, "cls": cls, "sep": sep, "mask": mask}
+        for role, token in roles.items():
             if token is not None and backend.token_to_id(token) is None:
                 raise InputError("tokenizer", f"the {role} token {token!r} is not in the vocabulary")
-        ids = {token: backend.token_to_id(token) for token in (bos, eos, pad) if token is not None}
+        ids = {token: backend.token_to_id(token) for token in roles.values() if token is not None}
         added = backend.get_added_tokens_decoder()
         plain = [token for token, id in ids.items() if id not in added or not added[id].special]
-        if plain:  # bos, eos and pad are special, whatever the file says
+        if plain:  # tokens with such a role are special, whatever the file says
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in plain])
         backend.no_truncation()  # a limit stored in a file would cut text in silence
         backend.no_padding()
@@ -53,20 +69,19 @@ class Tokenizer:
             backend.model.dropout = None
         self._marking = backend
         self.bos_token, self.eos_token, self.unk_token = bos, eos, unk
-        self.bos_id: int | None = ids[bos] if bos is not None else None
-        self.eos_id: int | None = ids[eos] if eos is not None else None
-        pad_id = ids[pad] if pad is not None else None
+        self.cls_token, self.sep_token, self.mask_token = cls, sep, mask
+        of_role: dict[str, int | None] = {role: ids.get(token) for role, token in roles.items() if token is not None}
+        self.bos_id, self.eos_id, pad_id = of_role.get("bos"), of_role.get("eos"), of_role.get("pad")
+        self.cls_id, self.sep_id, self.mask_id = of_role.get("cls"), of_role.get("sep"), of_role.get("mask")
         self.pad_id: int | None = None if pad_id in (self.bos_id, self.eos_id) else pad_id
         self.pad_token = None if self.pad_id is None else pad
         self.chat_template = chat_template
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._plain = _never_special(
-            backend, {added[id].content: id for id in self.special_ids if added[id].content != unk}
-        )
-        self._inside = _no_prefix(self._plain)
-        self._marking_inside = _no_prefix(self._marking)
+        self._plain = never_special(backend, {added[id].content: id for id in self.special_ids}, unk)
+        self._inside = no_prefix(self._plain)
+        self._marking_inside = no_prefix(self._marking)
         self._after_special = self._prefixes_after_special()
 
     # ------------------------------------------------------------ text to ids
@@ -100,13 +115,33 @@ class Tokenizer:
         """`encode`, behind the bos token where this tokenizer's model expects one before raw text."""
         return [self.bos_id, *self.encode(text)] if self.adds_bos and self.bos_id is not None else self.encode(text)
 
+    def pair(self, ids_a: Sequence[int], ids_b: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+        """One text or two as an encoder reads them: `(ids, segments)` with the special tokens that the tokenizer's own
+        files put around them (BERT: CLS a SEP b SEP, segments 0 and 1; XLNet: a SEP b SEP CLS, the last of segment 2).
+
+        InputError for two texts where the files say nothing of two.
+        """
+        if ids_b is None:
+            return self._frame_of_one.fill(ids_a)
+        if not self._frame_of_two.special:
+            raise InputError("tokenizer", "its files do not say how two texts are put together")
+        return self._frame_of_two.fill(ids_a, ids_b)
+
+    @cached_property
+    def _frame_of_one(self) -> Frame:
+        return Frame.of(self._marking, two=False)
+
+    @cached_property
+    def _frame_of_two(self) -> Frame:
+        return Frame.of(self._marking, two=True)
+
     def _content(self, after: After) -> Backend:
         return self._plain if after == "start" or (after == "special" and self._after_special) else self._inside
 
     # ------------------------------------------------------------ ids to text
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """The text of `ids`. Bytes that are no UTF-8 become U+FFFD. Byte-level: `decode(encode(text)) == text`."""
+        """The text of `ids`. Bytes that are no UTF-8 become U+FFFD. If `lossless`: `decode(encode(text)) == text`."""
         return str(self._marking.decode(list(ids), skip_special_tokens=skip_special))
 
     def token_bytes(self, id: int) -> bytes:
@@ -116,8 +151,12 @@ class Tokenizer:
         return self._bytes[id]
 
     @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces.of(self._marking)
+
+    @cached_property
     def _bytes(self) -> list[bytes]:
-        pieces = Pieces.of(self._marking)
+        pieces = self._pieces
         added = self._marking.get_added_tokens_decoder()
         table = [b""] * self.vocab_size
         for token, id in self._marking.get_vocab(with_added_tokens=True).items():
@@ -141,6 +180,24 @@ class Tokenizer:
         return self.bos_id is not None and list(self._marking.encode("").ids[:1]) == [self.bos_id]
 
     @cached_property
+    def lossless(self) -> bool:
+        """Whether ids keep every text, so that `decode(encode(text)) == text`, or one that Unicode holds to be the same
+        (Qwen2 composes characters). WordPiece does not, nor does a tokenizer that knows no bytes, or folds case,
+        widths or spaces."""
+        return all(_composed(self.decode(self.encode(text))) == _composed(text) for text in PROBES)
+
+    def require_lossless(self, what: str) -> None:
+        """InputError where ids do not keep the text, so that `what` would be a figure of another, easier text."""
+        if not self.lossless:
+            problem = f"its ids do not keep the text (case, spaces or unknown words are lost): no {what}"
+            raise InputError("tokenizer", problem, "a bpe or unigram tokenizer keeps every byte")
+
+    @cached_property
+    def spells_space(self) -> bool:
+        """Whether text at a start is spelt with a space that is not there, as SentencePiece and WordPiece do."""
+        return self._pieces.kind == "wordpiece" or self.encode("a") != self.encode("a", "text")
+
+    @cached_property
     def _special_tokens(self) -> list[str]:
         added = self._marking.get_added_tokens_decoder()
         return [added[id].content for id in sorted(self.special_ids)]
@@ -162,6 +219,9 @@ class Tokenizer:
             "eos_token": self.eos_token,
             "pad_token": self.pad_token,
             "unk_token": self.unk_token,
+            "cls_token": self.cls_token,
+            "sep_token": self.sep_token,
+            "mask_token": self.mask_token,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**30,  # transformers' own way to say: the model knows, not the tokenizer
         }
@@ -174,25 +234,9 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        """Read a folder that holds `tokenizer.json`, as we or Hugging Face write it."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            hint = "slow tokenizers (tokenizer.model) are not read: save the fast one from transformers"
-            raise InputError(str(folder), "holds no tokenizer.json", hint if folder.is_dir() else "no such folder")
-        backend = _backend(path)
-        config = _json_file(folder / "tokenizer_config.json")
-        special = _json_file(folder / "special_tokens_map.json") | config
-        _add_missing(backend, folder, config)
-        names = {role: _content(special.get(f"{role}_token")) for role in ("bos", "eos", "pad", "unk")}
-        for role in ("bos", "pad", "unk"):  # a name that is in no table is a leftover; a missing eos is a defect
-            name = names[role]
-            if name is not None and backend.token_to_id(name) is None:
-                names[role] = None
-        template = _template(config.get("chat_template"))
-        beside = folder / "chat_template.jinja"
-        if beside.is_file():
-            template = beside.read_text(encoding="utf-8")
-        return Tokenizer(backend, chat_template=template, **names)
+        """Read a folder of Hugging Face's: `tokenizer.json`, or else a SentencePiece model or BERT's `vocab.txt`."""
+        parts = read_folder(folder)
+        return Tokenizer(parts.backend, chat_template=parts.chat_template, **parts.names)
 
     # ------------------------------------------------------------ from the parts of a GGUF file
 
@@ -211,7 +255,7 @@ class Tokenizer:
     ) -> Tokenizer:
         """A byte-level BPE from GGUF's lists. `merges` are "left right", `pre` is llama.cpp's name of the splitting."""
         backend = bpe_backend(tokens, merges, pre, types, bos if add_bos else None)
-        return _named(backend, tokens, bos, eos, pad, unk, chat_template)
+        return Tokenizer(backend, chat_template=chat_template, **_named(tokens, bos=bos, eos=eos, pad=pad, unk=unk))
 
     @staticmethod
     def from_sentencepiece(
@@ -231,164 +275,48 @@ class Tokenizer:
         Spaces in pieces may be written as such or as U+2581. Without `types` pieces like <0x0A> are taken for bytes
         and bos, eos and unk for control tokens.
         """
-        pieces = [token.replace(" ", "\u2581") for token in tokens]
+        pieces = [token.replace(" ", SPACE) for token in tokens]
         control = {id for id in (bos, eos, pad) if id is not None}
         for id in control & set(range(len(pieces))):  # llama2.c pads these with line breaks
             pieces[id] = pieces[id].strip("\n")
         backend = sentencepiece_backend(pieces, scores, types, control, unk, bos if add_bos else None, add_space_prefix)
-        return _named(backend, pieces, bos, eos, pad, unk, chat_template)
+        return Tokenizer(backend, chat_template=chat_template, **_named(pieces, bos=bos, eos=eos, pad=pad, unk=unk))
+
+    @staticmethod
+    def from_wordpiece(
+        tokens: Sequence[str],
+        lowercase: bool | None = None,
+        strip_accents: bool | None = None,
+        cls: int | None = None,
+        sep: int | None = None,
+        pad: int | None = None,
+        unk: int | None = None,
+        mask: int | None = None,
+        eos: int | None = None,
+    ) -> Tokenizer:
+        """BERT's WordPiece from GGUF's list, in which U+2581 begins a word and nothing marks what goes on.
+
+        `lowercase` None: as the vocabulary itself is written; `strip_accents` None: as `lowercase`.
+        """
+        pieces = from_phantom_spaces(tokens)
+        names = _named(pieces, cls=cls, sep=sep, pad=pad, unk=unk, mask=mask, eos=eos)
+        backend = wordpiece_backend(pieces, names["unk"], names["cls"], names["sep"], lowercase, strip_accents)
+        return Tokenizer(backend, **names)
 
 
-def _named(
-    backend: Backend,
-    tokens: Sequence[str],
-    bos: int | None,
-    eos: int | None,
-    pad: int | None,
-    unk: int | None,
-    chat_template: str | None,
-) -> Tokenizer:
-    def name(role: str, id: int | None) -> str | None:
+def _named(tokens: Sequence[str], **ids: int | None) -> dict[str, str | None]:
+    """The names of the tokens that have a role."""
+    for role, id in ids.items():
         if id is not None and not 0 <= id < len(tokens):
             raise InputError("tokenizer", f"the {role} token has the id {id}, the vocabulary ends at {len(tokens) - 1}")
-        return None if id is None else tokens[id]
-
-    return Tokenizer(backend, name("bos", bos), name("eos", eos), name("pad", pad), name("unk", unk), chat_template)
-
-
-# ---------------------------------------------------------------- variants of a backend
-
-
-def _variant(backend: Backend, normalizer: Any, pre_tokenizer: Any) -> Backend:
-    """Another backend around the same model object, with these two parts instead."""
-    other = Backend(backend.model)
-    if normalizer is not None:
-        other.normalizer = normalizer
-    if pre_tokenizer is not None:
-        other.pre_tokenizer = pre_tokenizer
-    for _, token in sorted(backend.get_added_tokens_decoder().items()):
-        other.add_special_tokens([token]) if token.special else other.add_tokens([token])
-    other.encode_special_tokens = backend.encode_special_tokens
-    return other
-
-
-def _never_special(backend: Backend, special: Mapping[str, int]) -> Backend:
-    """The backend for content: it takes the names of special tokens for plain text.
-
-    `encode_special_tokens` is enough for most. A model that holds such a name as an ordinary piece (Unigram, BPE with
-    whole words first) would still find it, so there the names are replaced by ones that no text holds.
-    """
-    plain = _variant(backend, backend.normalizer, backend.pre_tokenizer)
-    plain.encode_special_tokens = True
-    probes = [text for name in special for text in (name, f"a{name}")]
-    found = plain.encode_batch_fast(probes, add_special_tokens=False)
-    if all(id not in encoding.ids for encoding in found for id in special.values()):
-        return plain
-    names = {name: f"\U0010fffe{id}\U0010fffe" for name, id in special.items()}
-    spec = json.loads(backend.to_str())
-    model = spec["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(token, token): id for token, id in model["vocab"].items()}
-    else:
-        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
-    if "merges" in model:
-        model["merges"] = [m for m in model["merges"] if "".join(m) not in names and names.keys().isdisjoint(m)]
-    for token in spec["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    plain = Backend.from_str(json.dumps(spec | {"post_processor": None}))
-    plain.encode_special_tokens = True
-    return plain
-
-
-def _no_prefix(backend: Backend) -> Backend:
-    """The same backend putting no space before the text; the very same object where it puts none anyway."""
-
-    def strip(part: Any) -> Any:
-        match part and part["type"]:
-            case "Sequence":
-                key = "normalizers" if "normalizers" in part else "pretokenizers"
-                return part | {key: [kept for item in part[key] if (kept := strip(item)) is not None]}
-            case "Prepend":
-                return None
-            case "Metaspace":
-                return part | {"prepend_scheme": "never"}
-            case "ByteLevel":
-                return part | {"add_prefix_space": False}
-        return part
-
-    parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
-    spec = {name: json.loads(part.__getstate__()) if part is not None else None for name, part in parts.items()}
-    changed = {name: strip(part) for name, part in spec.items()}
-    if changed == spec:
-        return backend
-    bare = json.loads(Backend(models.BPE()).to_str()) | changed
-    built = Backend.from_str(json.dumps(bare))
-    return _variant(backend, built.normalizer, built.pre_tokenizer)
-
-
-# ---------------------------------------------------------------- reading Hugging Face folders
-
-
-def _backend(path: Path) -> Backend:
-    try:
-        return Backend.from_str(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise InputError(str(path), "is not UTF-8 text") from None
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(str(path), f"is no tokenizer: {error}") from None
-
-
-def _json_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(str(path), f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(str(path), "holds no mapping")
-    return value
-
-
-def _content(token: Any) -> str | None:
-    """A token as old and new configs give it: a string, or a mapping with its content."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _template(value: Any) -> str | None:
-    """A config's chat template: one string, or a list of named ones of which `default` counts."""
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
-
-
-def _declared(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:
-    for text, id in _json_file(folder / "added_tokens.json").items():
-        yield int(id), AddedToken(text, special=False, normalized=False)
-    for id, token in (config.get("added_tokens_decoder") or {}).items():
-        known = {
-            key: token[key] for key in ("lstrip", "rstrip", "normalized", "single_word", "special") if key in token
-        }
-        yield int(id), AddedToken(token["content"], **known)
-
-
-def _add_missing(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:
-    """Tokens that only the files beside tokenizer.json name, at the ids that they name."""
-    try:
-        declared = dict(_declared(folder, config))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(str(folder), "its list of added tokens cannot be read") from None
-    for id, token in sorted(declared.items()):
-        if backend.token_to_id(token.content) is None:
-            backend.add_special_tokens([token]) if token.special else backend.add_tokens([token])
-        if backend.token_to_id(token.content) != id:
-            raise InputError(str(folder), f"token {token.content!r} is said to be {id}, its place is elsewhere")
+    return {role: None if id is None else tokens[id] for role, id in ids.items()}
 
 
 # ---------------------------------------------------------------- text that is none
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _utf8(text: Any) -> bool:
