@@ -461,3 +461,10 @@ def test_a_broken_normalization_in_a_tokenizer_json_is_named(tmp_path: Path) -> 
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match="points outside its trie"):
         Tokenizer.load(tmp_path)
+
+
+def test_only_spaces_at_the_end_of_the_text_are_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(_spiece(T5))
+    made = Tokenizer.load(tmp_path)
+    pieces = [made.token(id) for id in made.encode("  the  \nthe  ")]
+    assert pieces == ["\u2581the", "\u2581", "<unk>", *"the"]

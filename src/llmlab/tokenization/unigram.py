@@ -116,4 +116,4 @@ def check_charsmap(charsmap: bytes) -> None:
 
 def squeezed(squeeze: bool) -> list[normalizers.Normalizer]:
     """Spaces at the end and doubled ones taken away. One at the start stays: it says that a word begins."""
-    return [normalizers.Replace(Regex(" +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")] if squeeze else []
+    return [normalizers.Replace(Regex(r" +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")] if squeeze else []
