@@ -16,7 +16,7 @@ from llmlab.model.attention import MultiHead
 from llmlab.model.positions import Alibi, Learned, NoPosition, Position, Rope
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 LENGTH = 4
 TEXTS = ["call me ishmael. " * 3, "some years ago, never mind how long precisely", "the whale! the whale! " * 4]
@@ -24,7 +24,7 @@ TEXTS = ["call me ishmael. " * 3, "some years ago, never mind how long precisely
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, TokenShards]:
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(TEXTS))
+    tokenizer = train_tokenizer(BPE(vocab_size=270), iter(TEXTS))
     return tokenizer, write_shards(iter(TEXTS), tokenizer, tmp_path_factory.mktemp("shards") / "held_out")
 
 
@@ -73,7 +73,7 @@ def test_learned_positions_end_with_their_table(corpus: tuple[Tokenizer, TokenSh
 
 
 def test_blocks_depend_on_the_text_alone_and_have_a_bound(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=260), iter(["x"]))
+    tokenizer = train_tokenizer(BPE(vocab_size=260), iter(["x"]))
     shards = write_shards(iter(["ab " * 8000, "c" * 40]), tokenizer, tmp_path / "held_out")
     ends = block_ends(shards, 8)
     assert len(ends) == SCORED // 8
