@@ -36,6 +36,15 @@ def test_flops_are_those_of_the_formula(tiny_recipe: Run, position: str) -> None
     assert row_flops(arm) == 3 * (2 * T * linears + layers * 4 * T * T * D)
 
 
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_recurrent_nets_are_counted_too(tiny_recipe: Run, kind: str) -> None:
+    """At least 6 a weight of a matrix and token: no kernel may hide what it computes."""
+    arm = Arm("x", changed(tiny_recipe, {"model.attention": kind, "model.position": "none"}))
+    assert arm.recipe.model is not None
+    matrices = [weight for weight in arm.recipe.model.build(280, 0).parameters() if weight.ndim == 2]
+    assert row_flops(arm) >= 6 * 8 * sum(weight.numel() for weight in matrices)
+
+
 def test_equal_flops(tiny_recipe: Run) -> None:
     first, second = equalised(arms(tiny_recipe, {"model.layers": [1, 3]}), "flops")
     assert steps(first) == 6

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmlab.errors import InputError, unknown
+from llmlab.model.places import Places
 from llmlab.race.arms import Arm, changed, on_meta
 from llmlab.run import Run
 
@@ -91,10 +92,11 @@ def row_flops(arm: Arm) -> int:
     assert recipe.tokenizer is not None
     model = recipe.model.build(recipe.tokenizer.vocab_size, 0).eval()
     ids_BT = torch.zeros(1, arm.length or 1, dtype=torch.long)
-    # The fused kernel of the CPU is not among those that the counter knows; its plain form is.
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(ids_BT)
+    # The CPU's fused kernels of attention and of recurrent nets are not among those that the counter knows; their plain
+    # forms are. In double precision recurrent nets have no other.
+    model, counter = model.double(), FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(ids_BT, Places.causal(1, ids_BT.shape[1]))
     return 3 * int(counter.get_total_flops())
 
 
