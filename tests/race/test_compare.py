@@ -245,4 +245,4 @@ def test_the_preset_names_its_measures_and_may_be_run_alone() -> None:
     for bad in ("bits", "bits_per_byte@3x"):
         with pytest.raises(InputError, match=r"recipe\.compare\.measures"):
             read_recipe("race-positions", [f"compare.measures=[{bad}]"])
-    assert {measure.family for measure in MEASURES.values()} == {"held_out", "length", "cost"}
+    assert {"held_out", "length", "cost"} <= {measure.family for measure in MEASURES.values()}
