@@ -1,0 +1,155 @@
+"""Races of the handbook: every arm can be built and learns, records speak of the races as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmlab.checkpoints.native import load_model, save_model
+from llmlab.errors import InputError, LlmlabError
+from llmlab.evaluation.measures import read_measures
+from llmlab.handbook.literal import feedforward, norms, positions
+from llmlab.handbook.question import Text
+from llmlab.handbook.raced import SHIPPED, Race, Told, known, race, run_race, save, shipped, stale
+from llmlab.model.transformer import Architecture
+from llmlab.race.arms import check
+from llmlab.recipe import parse
+
+RECORDS = sorted(path.stem.removeprefix("race_") for path in SHIPPED.glob("race_*.json"))
+
+
+@pytest.mark.parametrize("name", known())
+def test_every_race_can_be_run(name: str) -> None:
+    which = race(name)
+    assert which.name == name
+    assert which.seeds >= 5  # three give intervals too wide to order anything
+    check(which.made(), range(which.seeds), read_measures(which.measures))
+
+
+def test_records_belong_to_races() -> None:
+    assert set(RECORDS) <= set(known())
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_of_the_races_as_they_are(name: str) -> None:
+    told = shipped(name)
+    assert told is not None
+    assert stale(race(name), told.record) is None
+    for measure in race(name).measures:
+        for arm in race(name).arms:
+            assert told.fails(arm, measure) is not None or len(told.values(arm, measure)) == len(told.record["seeds"])
+
+
+LITERAL = [
+    *(
+        ("position", part)
+        for part in (positions.RotatedVectors, positions.MultipliedWeights, positions.MultipliedScores)
+    ),
+    *(("norm", part) for part in (norms.NoGain, norms.WholeInput, norms.Batch)),
+    *(
+        ("feedforward", part)
+        for part in (
+            feedforward.GELUWithoutCube,
+            feedforward.OneMatrixGLU,
+            feedforward.OneMatrixGEGLU,
+            feedforward.NoFeedForward,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "part"), LITERAL, ids=lambda value: value if isinstance(value, str) else value.__name__
+)
+def test_literal_parts_learn_and_are_kept(field: str, part: Any, tmp_path: Path) -> None:
+    kind = part.model_fields["kind"].default
+    shape = {"layers": 2, "dim": 32, "context": 16, "attention": {"kind": "mha", "heads": 4}}
+    model = parse(Architecture, {**shape, field: kind}).build(30)
+    ids = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(8):
+        loss = torch.nn.functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    save_model(tmp_path / "model", model, None)
+    kept = load_model(tmp_path / "model").model
+    assert getattr(kept.architecture, field).kind == kind
+    with torch.no_grad():
+        assert torch.equal(kept(ids), model.eval()(ids))
+
+
+def test_multiplied_weights_are_what_they_say() -> None:
+    """softmax(q k) * matrix, then v: against the formula written out."""
+    shape = {"layers": 1, "dim": 8, "context": 16, "attention": {"kind": "mha", "heads": 2}, "norm": "layernorm"}
+    for kind, after in (("MultipliedWeights", True), ("MultipliedScores", False)):
+        name = f"llmlab.handbook.literal.positions:{kind}"
+        model = parse(Architecture, {**shape, "position": name, "initial_std": 0.5}).build(9)
+        ids = torch.arange(6)[None]
+        attention, x = model.blocks[0].attention, model.blocks[0].attention_norm(model.embedding(ids))
+        q, k, v = (part(x).view(6, 2, 4).transpose(0, 1) for part in (attention.query, attention.key, attention.value))
+        far = (torch.arange(6)[:, None] - torch.arange(6)).abs()
+        matrix = -far * torch.tensor([2.0**-4, 2.0**-8])[:, None, None]
+        scores = q @ k.transpose(1, 2) / 2 * (1 if after else matrix)
+        weights = scores.masked_fill(torch.ones(6, 6).triu(1) > 0, float("-inf")).softmax(-1)
+        expected = attention.output(((weights * matrix if after else weights) @ v).transpose(0, 1).flatten(1))
+        seen: list[torch.Tensor] = []
+        attention.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
+        model(ids)
+        torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_turned_by_their_own_angle_vectors_are_all_the_same() -> None:
+    vectors = positions.RotatedVectorsEncoding(16).vectors(torch.arange(50)[None])[0]
+    assert (vectors - vectors[0]).abs().max() < 1e-6
+    assert vectors[0].unique().tolist() == [0.0, 1.0]
+
+
+TINY = Race(
+    name="tiny",
+    title=Text("tiny", "小"),
+    preset="race-positions",
+    common={
+        "model.layers": 1,
+        "model.dim": 16,
+        "pretrain.training.steps": 2,
+        "pretrain.training.evaluate_every": 2,
+        "pretrain.batch_size": 2,
+        "pretrain.micro_batch": 2,
+        "text.sources": [{"kind": "bundled", "name": "moby_dick", "piece": 16000}],
+    },
+    arms={"rope": {"model.position": "rope"}, "learned": {"model.position": "learned"}},
+    measures=("parameters", "bits_per_byte"),
+)
+
+
+def test_a_record_goes_stale_by_settings_and_not_by_new_fields(tmp_path: Path) -> None:
+    record = run_race(TINY, tmp_path / "race", seeds=2, quiet=True)
+    told = Told(record)
+    assert told.difference("learned", "rope", "parameters").mean == 128 * 16
+    save(record, tmp_path)
+    again = shipped("tiny", tmp_path)
+    assert again is not None
+    assert json.loads(json.dumps(record)) == again.record
+    assert stale(TINY, again.record) is None
+    older = {**again.record, "recipe": {k: v for k, v in again.record["recipe"].items() if k != "model.dropout"}}
+    assert stale(TINY, older) is None  # a field that came later holds its default
+    wider = dataclasses.replace(TINY, common={**TINY.common, "model.dim": 32})
+    assert stale(wider, again.record) == "arm rope: model.dim was 16 and is 32"
+    more = dataclasses.replace(TINY, arms={**TINY.arms, "none": {"model.position": "none"}})
+    assert stale(more, again.record) == "arm none was never run"
+    assert "version" in str(stale(dataclasses.replace(TINY, version=2), again.record))
+    with pytest.raises(InputError, match="did you mean 'rope'"):
+        told.mean("rop", "parameters")
+    with pytest.raises(LlmlabError, match="learned has no"):
+        Told({**record, "rows": {"parameters": {"learned": ["lies past"], "rope": [1.0]}}}).mean(
+            "learned", "parameters"
+        )
