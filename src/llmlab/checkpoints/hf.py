@@ -97,7 +97,7 @@ def _read_config(known: Any, config: dict[str, Any], place: str) -> tuple[Archit
         raise InputError(place, f"gives an impossible architecture: {field} {first['msg']}") from None
     except InputError as error:
         raise InputError(place, f"{error.place}: {error.problem}", error.hint) from None
-    except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise InputError(place, f"has a field of the wrong kind: {printable(str(error))}") from None
     if not isinstance(vocab_size, int) or vocab_size < 1:
         raise InputError(place, f"vocab_size is {str(vocab_size)[:80]!r}, not a count")

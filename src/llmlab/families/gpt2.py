@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmlab.errors import InputError, unknown
-from llmlab.families.mapping import Entry, expect
+from llmlab.families.mapping import Entry, chosen, expect, only
 from llmlab.model.attention import MultiHead
 from llmlab.model.feedforward import GELU, GELUTanh, ReLU, Swish
 from llmlab.model.norms import LayerNorm
@@ -15,10 +14,11 @@ from llmlab.model.positions import Learned
 from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "gpt2"
+PUBLISHED = "2019-02"
 PREFIX = "transformer."  # what a folder saved without its language-model wrapper lacks
 IGNORED = (".attn.bias", ".attn.masked_bias")  # buffers that old folders hold
 
-ACTIVATIONS: dict[str, type[GELU | GELUTanh | ReLU | Swish]] = {
+ACTIVATIONS: dict[str, type[GELU | GELUTanh | ReLU | Swish]] = {  # of several names for one, the first is written
     "gelu_new": GELUTanh,
     "gelu_pytorch_tanh": GELUTanh,
     "gelu": GELU,
@@ -30,16 +30,8 @@ ACTIVATIONS: dict[str, type[GELU | GELUTanh | ReLU | Swish]] = {
 
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise unknown("config.json: activation_function", activation, ACTIVATIONS)
-    for field, plain in (
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-    ):
-        if config.get(field, plain) != plain:
-            raise InputError(f"config.json: {field}", f"{config[field]} is not built", f"only {plain} is")
+    only(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    activation = chosen(config, "activation_function", ACTIVATIONS, "gelu_new")
     return Architecture(
         layers=config["n_layer"],
         dim=config["n_embd"],
@@ -47,7 +39,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
         position=Learned(),
         norm=LayerNorm(eps=config.get("layer_norm_epsilon", 1e-5)),
         attention=MultiHead(heads=config["n_head"], bias=True),
-        feedforward=ACTIVATIONS[activation](width=config.get("n_inner") or 4 * config["n_embd"], bias=True),
+        feedforward=activation(width=config.get("n_inner") or 4 * config["n_embd"], bias=True),
         tied=config.get("tie_word_embeddings", True),
         dropout=config.get("resid_pdrop", 0.1),
         initial_std=config.get("initializer_range", 0.02),
@@ -74,7 +66,7 @@ def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
         "embd_pdrop": a.dropout,
         "attn_pdrop": 0.0,
         "tie_word_embeddings": a.tied,
-        "initializer_range": a.initial_std,
+        "initializer_range": a.initial_std or 0.02,
         "vocab_size": vocab_size,
         "torch_dtype": "float32",
     }
@@ -86,6 +78,16 @@ def names(architecture: Architecture) -> list[Entry]:
         Entry("transformer.wte.weight", ("embedding.weight",)),
         Entry("transformer.wpe.weight", ("position.weight",)),
     ]
+    entries += blocks(architecture)
+    entries += [Entry(f"transformer.ln_f.{part}", (f"final_norm.{part}",)) for part in ("weight", "bias")]
+    if not architecture.tied:
+        entries.append(Entry("lm_head.weight", ("head.weight",)))
+    return entries
+
+
+def blocks(architecture: Architecture) -> list[Entry]:
+    """The tensors of the layers, which GPT-1 names and stores alike."""
+    entries = []
     for i in range(architecture.layers):
         theirs, ours = f"transformer.h.{i}", f"blocks.{i}"
         fused = tuple(f"{ours}.attention.{part}" for part in ("query", "key", "value"))
@@ -102,7 +104,4 @@ def names(architecture: Architecture) -> list[Entry]:
                 entries.append(
                     Entry(f"{theirs}.{their}.{part}", tuple(f"{name}.{part}" for name in our), part == "weight")
                 )
-    entries += [Entry(f"transformer.ln_f.{part}", (f"final_norm.{part}",)) for part in ("weight", "bias")]
-    if not architecture.tied:
-        entries.append(Entry("lm_head.weight", ("head.weight",)))
     return entries

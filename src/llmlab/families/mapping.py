@@ -15,8 +15,9 @@ from torch import Tensor
 from llmlab import families
 from llmlab.errors import InputError, unknown
 from llmlab.model.attention import GroupedQuery, MultiHead, MultiQuery
-from llmlab.model.rotary import Rope, RopeInterleaved
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.encoding import PositionPart
+from llmlab.model.rotary import NTK, NoScaling, Rope, RopeInterleaved, ntk_base
+from llmlab.model.transformer import Architecture, Local, Transformer
 from llmlab.recipe import Section
 
 
@@ -66,29 +67,45 @@ class Entry:
 
 
 def known() -> list[str]:
-    """The families that ship, by file name."""
-    names = {module.name for module in pkgutil.iter_modules(families.__path__)}
-    return sorted(names - {"mapping"})
+    """The families that ship, by `model_type`."""
+    return sorted(module.MODEL_TYPE for module in _modules())
 
 
 def family(model_type: str, place: str = "model_type") -> ModuleType:
-    if model_type not in known():
-        raise unknown(place, model_type, known())
-    return importlib.import_module(f"llmlab.families.{model_type}")
+    name = model_type.replace("-", "_")
+    if name in _files() and getattr(_module(name), "MODEL_TYPE", None) == model_type:
+        return _module(name)
+    raise unknown(place, model_type, known())
 
 
 def family_of(architecture: Architecture) -> ModuleType:
-    """The first family that can express this architecture; the error says what each of them lacks."""
-    reasons = []
-    for name in known():
-        module = family(name)
+    """The family that can express this architecture; of several the one published first, since most programs open it.
+
+    Errors: InputError saying which part keeps each family from it.
+    """
+    lacking: dict[str, list[str]] = {}
+    for module in sorted(_modules(), key=lambda module: (module.PUBLISHED, module.MODEL_TYPE)):
         try:
             written(module, architecture, 1)
         except InputError as error:
-            reasons.append(f"{name}: {error.place} {error.problem}")
+            lacking.setdefault(error.place, []).append(module.MODEL_TYPE)
         else:
             return module
-    raise InputError("model", "no Hugging Face family has this combination of parts", "; ".join(reasons))
+    hint = "; ".join(f"{place} is not in {', '.join(names)}" for place, names in lacking.items())
+    raise InputError("model", "no Hugging Face family has this combination of parts", hint)
+
+
+def _files() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(families.__path__)}
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{families.__name__}.{name}")
+
+
+def _modules() -> list[ModuleType]:
+    """Every file that is a family; the others hold what families share."""
+    return [module for name in sorted(_files()) if hasattr(module := _module(name), "MODEL_TYPE")]
 
 
 def to_ours(
@@ -118,10 +135,16 @@ def to_ours(
     return result
 
 
+HEAD = "lm_head.weight"  # a family with another name for it says so in its own HEAD; this one is read besides
+
+
 def from_hf(known: ModuleType, model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of `model` out of the tensors of this family."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    ignored = [*known.IGNORED, *(["lm_head.weight"] if model.architecture.tied else [])]
+    head = getattr(known, "HEAD", HEAD)
+    if head not in tensors and HEAD in tensors:
+        tensors = {head if name == HEAD else name: tensor for name, tensor in tensors.items()}
+    ignored = [*known.IGNORED, *([head] if model.architecture.tied else [])]
     return to_ours(known.names(model.architecture), tensors, shapes, known.PREFIX, ignored)
 
 
@@ -143,6 +166,7 @@ def pair_neighbours(rows: Tensor, heads: int) -> Tensor:
 # ---------------------------------------------------------------- architectures both ways
 
 P = TypeVar("P", bound=Section)
+T = TypeVar("T")
 # What a config need not carry: it changes training only.
 TRAINING_ONLY = frozenset({"dropout", "initial_std"})
 
@@ -155,10 +179,30 @@ def expect(family_name: str, field: str, value: Section, *kinds: type[P]) -> P:
     return value
 
 
+def chosen(config: Mapping[str, Any], field: str, table: Mapping[str, T], default: str) -> T:
+    """What a config names in this field; a name outside the table is an `InputError`."""
+    name = config.get(field, default)
+    if name not in table:
+        raise unknown(f"config.json: {field}", name, table)
+    return table[name]
+
+
+def only(config: Mapping[str, Any], **built: Any) -> None:
+    """Refuse a switch that stands otherwise than the one way that is built; left out or null it stands so."""
+    for field, value in built.items():
+        if config.get(field) not in (None, value):
+            raise InputError(f"config.json: {field}", f"{config[field]!r} is not built", f"only {value!r} is")
+
+
+def changed(section: P, **fields: Any) -> P:
+    """A copy with these fields, checked anew."""
+    return type(section)(**{**dict(section), **fields})
+
+
 def written(known: ModuleType, architecture: Architecture, vocab_size: int) -> dict[str, Any]:
     """The config.json of this architecture. It is read again, and a field that does not come back as it went is an
     error naming it: that part the family does not have."""
-    config: dict[str, Any] = known.write_config(architecture, vocab_size)
+    config: dict[str, Any] = known.write_config(_collapsed(architecture), vocab_size)
     back, _ = known.read_config(config)
     went, came = explicit(architecture), explicit(back)
     free = TRAINING_ONLY | set(getattr(known, "FREE", ()))
@@ -181,16 +225,42 @@ def _lost(went: Any, came: Any) -> str:
 
 def explicit(a: Architecture) -> Architecture:
     """The same architecture with defaults written out and one spelling where there are several: neighbours-paired
-    rotary weights leave as halves-paired ones, and key/value heads are counted."""
+    rotary weights leave as halves-paired ones, NTK as the larger base that it is, key/value heads are counted, and
+    local layers are some and not all."""
+    a, head_dim = _collapsed(a), a.attention.width(a.dim)
     attention: Any = a.attention
     if isinstance(attention, MultiHead | GroupedQuery | MultiQuery):
         shared = {name: getattr(attention, name) for name in MultiHead.model_fields if name != "kind"}
-        shared |= {"head_dim": attention.width(a.dim), "output_bias": attention.biased_output}
-        shared["scale"] = attention.scale or attention.width(a.dim) ** -0.5
+        shared |= {"head_dim": head_dim, "output_bias": attention.biased_output}
+        shared["scale"] = attention.scale or head_dim**-0.5
         shared["sinks"] = attention.sinks if attention.window else 0
         attention = GroupedQuery(kv_heads=attention.key_heads, **shared)
     feedforward = a.feedforward.model_copy(update={"width": a.feedforward.hidden_width(a.dim)})
-    position = a.position
-    if isinstance(position, RopeInterleaved) and position.axes == 1:
-        position = Rope(**position.model_dump(exclude={"kind"}))
-    return a.model_copy(update={"attention": attention, "feedforward": feedforward, "position": position})
+    position, local = _position(a.position, head_dim), a.local
+    if local is not None:
+        own = position if local.position is None else _position(local.position, head_dim)
+        layers = tuple(sorted(set(local.layers)))
+        local = Local(layers=layers, window=local.window, position=None if own == position else own)
+    parts = {"attention": attention, "feedforward": feedforward, "position": position, "local": local}
+    return a.model_copy(update=parts)
+
+
+def _collapsed(a: Architecture) -> Architecture:
+    """The same architecture where no layer is local, or all are, as one kind of layer."""
+    if a.local is None or not a.local.layers:
+        return a.model_copy(update={"local": None})
+    position = a.local.position or a.position
+    if len(set(a.local.layers)) < a.layers or type(position) is not type(a.position):
+        return a
+    attention = a.attention.model_copy(update={"window": a.local.window, "sinks": 0})
+    return a.model_copy(update={"local": None, "attention": attention, "position": position})
+
+
+def _position(position: PositionPart, head_dim: int) -> PositionPart:
+    if not isinstance(position, Rope | RopeInterleaved) or position.axes > 1:
+        return position
+    fields = position.model_dump(exclude={"kind"})
+    if isinstance(position.scaling, NTK):
+        base = ntk_base(position.base, position.turned(head_dim) // 2, position.scaling.by)
+        fields |= {"base": base, "scaling": NoScaling()}
+    return Rope(**fields)

@@ -56,7 +56,7 @@ class NTK(_Scaling):
     by: float = Field(2.0, ge=1, description="how many times longer than trained")
 
     def frequencies(self, pairs: int, base: float) -> Tensor:
-        return _plain(pairs, _ntk_base(base, pairs, self.by))
+        return _plain(pairs, ntk_base(base, pairs, self.by))
 
 
 class DynamicNTK(_Scaling):
@@ -134,7 +134,7 @@ def _plain(pairs: int, base: float) -> Tensor:
     return 1.0 / base ** (torch.arange(0, 2 * pairs, 2).float() / (2 * pairs))
 
 
-def _ntk_base(base: float, pairs: int, by: float) -> float:
+def ntk_base(base: float, pairs: int, by: float) -> float:
     if pairs < 2:
         raise InputError("model.position.scaling", "ntk changes nothing for a single pair", "use linear")
     return float(base * by ** (pairs / (pairs - 1)))
