@@ -25,9 +25,13 @@ def measure(ours: Callable[[], float], peer: Callable[[], float], pairs: int = 5
 
 
 def report(
-    name: str, unit: str, claims: dict[str, dict[str, list[float]]], packages: tuple[str, ...]
+    name: str,
+    unit: str,
+    claims: dict[str, dict[str, list[float]]],
+    packages: tuple[str, ...],
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Print and write the figures of `claims` (claim -> rates of ours and peer)."""
+    """Print and write the figures of `claims` (claim -> rates of ours and peer), and `more` that was found."""
     ratios = {claim: [a / b for a, b in zip(r["ours"], r["peer"], strict=True)] for claim, r in claims.items()}
     record = {
         "name": name,
@@ -39,6 +43,7 @@ def report(
         "unit": unit,
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
         "cpu": _cpu(),
+        **(more or {}),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -53,6 +53,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
         (["chat", "@", "--temperature", "abc"], "--temperature"),
         (["convert", "@", "OUT", "--to", "onnx"], "allowed:"),
+        (["convert", "@", "OUT", "--to", "gguf", "--type", "q4_k"], "allowed: f32, f16, q8_0, q4_0, q4_1"),
+        (["convert", "@", "OUT", "--type", "f16"], "is a type of gguf files"),
+        (["convert", "none", "@/config.json", "--to", "gguf"], "is there already"),
         (["pull", "smolm2"], "smollm2"),
         (["evaluate", "@", "no_such_task"], "no_such_task"),
         (["handbook", "99"], "99"),
@@ -137,6 +140,10 @@ def test_convert_and_evaluate(tiny: Path, tmp_path: Path) -> None:
     assert answer["format"] == "hf"
     assert answer["parity"] < 1e-4
     assert llmlab("convert", str(tiny), str(out), "--to", "hf").returncode == 2
+    file = tmp_path / "m.gguf"
+    answer = json.loads(llmlab("convert", str(tiny), str(file), "--type", "q8_0", "--json").stdout.splitlines()[-1])
+    assert (answer["path"], answer["format"], answer["type"], answer["kept_f16"]) == (str(file), "gguf", "q8_0", [])
+    assert llmlab("generate", str(file), "--prompt", "a whale", "--max-new-tokens", "3").returncode == 0
     text = tmp_path / "text.txt"
     text.write_text("a whale is not a fish " * 30)
     done = llmlab("evaluate", str(out), "bits_per_byte", "--data", str(text), "--json")

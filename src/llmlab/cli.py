@@ -164,16 +164,25 @@ def pull(name: Annotated[str, typer.Argument(help="smollm2, or hf:owner/name.")]
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="What to convert: any model that chat opens.")],
-    destination: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-    to: Annotated[str, typer.Option("--to", help="hf or llmlab.")] = "hf",
+    destination: Annotated[Path, typer.Argument(help="A folder, or a .gguf file, that does not exist yet.")],
+    to: Annotated[
+        str | None, typer.Option("--to", help="hf, gguf or llmlab; by default gguf for a .gguf file, else hf.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Of a gguf's matrices: f32, f16 (default), q8_0, q4_0 or q4_1.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model in another format, logits checked."""
     from llmlab.adapters.opening import open_policy
+    from llmlab.checkpoints.convert import check
     from llmlab.checkpoints.convert import convert as write
 
-    done = write(open_policy(source), destination, to)
-    _answer(as_json, done, f"{done['path']} ({done['format']}; largest logit difference {done['parity']:.2g})")
+    to = to or ("gguf" if destination.suffix == ".gguf" else "hf")
+    check(destination, to, kind)  # before a long read
+    done = write(open_policy(source), destination, to, kind)
+    kept = "".join(f"\nkept as f16, rows are no whole blocks: {name}" for name in done.get("kept_f16", ()))
+    _answer(as_json, done, f"{done['path']} ({done['format']}; largest logit difference {done['parity']:.2g}){kept}")
 
 
 # ---------------------------------------------------------------- talking

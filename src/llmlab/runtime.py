@@ -98,15 +98,18 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_bytes(path: Path, content: bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the new one, whatever happens in between."""
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write; at the end it is synced and becomes `path`, replacing an older file.
+
+    A reader sees the old file or the new one, whatever happens in between. If the body raises, nothing has changed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(name)
+        _fsync(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -114,6 +117,11 @@ def atomic_bytes(path: Path, content: bytes) -> None:
             os.unlink(name)
         raise
     _fsync(path.parent)
+
+
+def atomic_bytes(path: Path, content: bytes) -> None:
+    with atomic_file(path) as work:
+        work.write_bytes(content)
 
 
 def atomic_text(path: Path, content: str) -> None:

@@ -1,9 +1,13 @@
-"""Models in GGUF files: small ones written as llama.cpp's converter writes them, and the real SmolLM2."""
+"""Models in GGUF files: small ones written as llama.cpp's converter writes them, our own, and the real SmolLM2.
+
+That llama.cpp opens ours is `benchmarks/gguf_export.py`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,15 @@ from hypothesis import strategies as st
 
 from llmlab.checkpoints import gguf
 from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.gguf_file import GGUF, encoded
 from llmlab.checkpoints.hf import save_hf
 from llmlab.errors import InputError
 from llmlab.families import llama
-from llmlab.families.mapping import to_hf
+from llmlab.families.mapping import explicit, to_hf
+from llmlab.model.attention import GroupedQuery
+from llmlab.model.feedforward import GEGLU, GELU, GELUTanh
+from llmlab.model.positions import Alibi
+from llmlab.model.rotary import RopeInterleaved
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -212,6 +221,112 @@ def test_a_damaged_model_is_read_or_refused(tmp_path: Path, make: Callable[..., 
         assert "\n" not in str(error)
 
 
+# ---------------------------------------------------------------- ours
+
+
+def save(path: Path, bundle: Bundle, kind: str = "f32") -> list[str]:
+    return gguf.write(path, bundle.model, bundle.tokenizer, kind)
+
+
+@torch.no_grad()
+def test_written_and_read_back_bit_for_bit(tmp_path: Path, make: Callable[..., Bundle], family_kind: str) -> None:
+    bundle = make(family_kind)
+    assert save(tmp_path / "m.gguf", bundle) == []
+    again = gguf.read(tmp_path / "m.gguf")
+    untold = {"initial_std": again.architecture.initial_std}
+    assert explicit(again.architecture) == explicit(bundle.architecture.model_copy(update=untold))
+    before, after = bundle.model.state_dict(), again.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(again.model(IDS), bundle.model(IDS))
+    save(tmp_path / "n.gguf", again)
+    assert (tmp_path / "n.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama-tied", "llama-mha-free", "llama-wide-free", "gpt2-tied", "gpt2-free"])
+def test_transformers_reads_ours_to_the_same_logits(tmp_path: Path, make: Callable[..., Bundle], kind: str) -> None:
+    bundle = make(kind)
+    if kind.startswith("gpt2"):  # transformers takes GPT-2's own context and width ratio for every GGUF of a gpt2
+        wide = bundle.architecture.model_copy(update={"feedforward": GELUTanh(bias=True), "context": 1024})
+        bundle = replace(bundle, architecture=wide, model=wide.build(264).eval())
+    save(tmp_path / "m.gguf", bundle)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    assert (bundle.model(IDS) - reference(IDS).logits).abs().max() < 1e-4
+
+
+def test_our_llama_has_the_bytes_of_llama_cpps_converter(tmp_path: Path, make: Callable[..., Bundle]) -> None:
+    bundle = make("llama-free")
+    write(tmp_path / "theirs.gguf", bundle)
+    save(tmp_path / "ours.gguf", bundle)
+    theirs, ours = package.GGUFReader(tmp_path / "theirs.gguf"), package.GGUFReader(tmp_path / "ours.gguf")
+    tensors = {tensor.name: tensor.data.tobytes() for tensor in theirs.tensors}
+    assert {tensor.name: tensor.data.tobytes() for tensor in ours.tensors} == tensors
+    for key, field in theirs.fields.items():
+        if key.startswith("llama.") or key.endswith("_id"):
+            assert ours.fields[key].contents() == field.contents(), key
+            assert ours.fields[key].types == field.types, key
+
+
+@torch.no_grad()
+def test_neighbours_paired_weights_go_as_they_are(tmp_path: Path, make: Callable[..., Bundle]) -> None:
+    plain = make("llama-free")
+    architecture = plain.architecture.model_copy(update={"position": RopeInterleaved(base=5_000.0)})
+    model = architecture.build(264)
+    model.load_state_dict(plain.model.state_dict())
+    gguf.write(tmp_path / "m.gguf", model, None, "f32")
+    file = GGUF(tmp_path / "m.gguf")
+    assert torch.equal(file.tensor("blk.0.attn_q.weight"), model.state_dict()["blocks.0.attention.query.weight"])
+    again = gguf.read(tmp_path / "m.gguf")
+    assert again.tokenizer is None
+    assert (again.model(IDS) - model(IDS)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "output"), [("f16", "F16"), ("q8_0", "Q8_0"), ("q4_0", "Q8_0"), ("q4_1", "Q8_0")])
+@pytest.mark.parametrize("model", ["llama-tied", "llama-free", "gpt2-tied"])
+def test_which_tensor_is_of_which_type(
+    tmp_path: Path, make: Callable[..., Bundle], model: str, kind: str, output: str
+) -> None:
+    kept = save(tmp_path / "m.gguf", make(model), kind)
+    types = {name: entry.quantization.name for name, entry in GGUF(tmp_path / "m.gguf").tensors.items()}
+    assert {types.pop("output.weight" if model.endswith("free") else "token_embd.weight")} == {output}
+    for name, chosen in types.items():
+        if name.endswith(".bias") or "norm" in name or name.startswith("position_embd"):
+            assert chosen == "F32"
+        elif "ffn_down" in name:  # 40 or 48 hidden units are no whole blocks of 32
+            assert chosen == "F16"
+            assert (name in kept) == (kind != "f16")
+        else:
+            assert chosen == kind.upper()
+    assert len(kept) == (0 if kind == "f16" else 2)
+    assert int(package.GGUFReader(tmp_path / "m.gguf").fields["general.file_type"].contents()) == int(
+        package.LlamaFileType[f"MOSTLY_{kind.upper()}"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"position": Alibi()}, r"llama: model.position alibi.*gpt2: "),
+        ({"feedforward": GEGLU(width=40)}, "llama: model.feedforward geglu"),
+        ({"attention": GroupedQuery(window=8)}, "llama: model.attention.window not a part of llama"),
+    ],
+)
+def test_a_part_that_gguf_lacks_is_named(
+    tmp_path: Path, make: Callable[..., Bundle], change: dict[str, Any], says: str
+) -> None:
+    model = make().architecture.model_copy(update=change).build(264)
+    with pytest.raises(InputError, match=says):
+        gguf.write(tmp_path / "m.gguf", model, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_llama_cpp_has_one_activation_of_gpt2(tmp_path: Path, make: Callable[..., Bundle]) -> None:
+    model = make("gpt2-tied").architecture.model_copy(update={"feedforward": GELU(width=48, bias=True)}).build(264)
+    with pytest.raises(InputError, match="gpt2: activation_function gelu, where"):
+        gguf.write(tmp_path / "m.gguf", model, None)
+
+
 # ---------------------------------------------------------------- SmolLM2
 
 
@@ -241,3 +356,18 @@ def test_smollm2_says_paris_and_agrees_with_transformers(real: Bundle, smollm2: 
     for _ in range(4):
         ids = torch.cat([ids, real.model(ids)[:, -1:].argmax(-1)], 1)
     assert real.tokenizer.decode(ids[0, 5:].tolist()).startswith(" Paris")
+
+
+def test_smollm2_written_again_has_the_bytes_it_shipped_with(real: Bundle, smollm2: Path) -> None:
+    """Every tensor of three blocks, the norm and the embedding; all of them in benchmarks/gguf_export.py."""
+    file = GGUF(smollm2)
+    raw = smollm2.read_bytes()
+    checked = 0
+    for name, (tensor, kind) in gguf.typed(real.model, "q4_1").items():
+        entry = file.tensors[name]
+        assert entry.quantization is kind
+        assert entry.shape == tensor.shape
+        if name.split(".")[1] in ("0", "15", "29", "weight"):
+            checked += 1
+            assert b"".join(encoded(tensor, kind)) == raw[entry.offset : entry.offset + entry.size], name
+    assert checked == 3 * 9 + 2

@@ -1,4 +1,4 @@
-"""The GGUF parser: it reads what the gguf package writes, and refuses everything else by name."""
+"""The GGUF container: what the gguf package writes is read and what we write the package reads; all else is refused."""
 
 import itertools
 import struct
@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmlab.checkpoints.gguf_file import GGUF
+from llmlab.checkpoints.gguf_file import GGUF, LEAST_STEP, ROUNDING, encoded, write_gguf
 from llmlab.errors import InputError
 
 QUANTIZATIONS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"]
@@ -189,3 +189,85 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             GGUF(path)
+
+
+# ---------------------------------------------------------------- writing
+
+FIELDS = st.one_of(
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    st.floats(width=32, allow_nan=False),
+    st.text(),
+    st.lists(st.text(), min_size=1),
+    st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1).map(lambda items: np.array(items, np.int32)),
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1).map(lambda items: np.array(items, np.float32)),
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    fields=st.dictionaries(st.from_regex(r"[a-z][a-z.]{0,20}", fullmatch=True), FIELDS, max_size=6),
+    shapes=st.lists(st.tuples(st.sampled_from(sorted(ROUNDING)), st.integers(1, 5), st.integers(1, 3)), max_size=5),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_written_the_package_reads_bit_for_bit(
+    tmp_path: Path, fields: dict[str, object], shapes: list[tuple[GGMLQuantizationType, int, int]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for number, (kind, rows, blocks) in enumerate(shapes):
+        weights = (rng.normal(size=(rows, 32 * blocks)) * 10.0 ** rng.integers(-6, 3)).astype(np.float32)
+        weights[0, :32] = rng.choice([0.0, weights[0, 0]])
+        tensors[f"t{number}"] = (torch.from_numpy(weights), kind)
+    path = tmp_path / "w.gguf"
+    write_gguf(path, fields, tensors)
+    reader = gguf.GGUFReader(path)
+    for key, value in fields.items():
+        contents = reader.fields[key].contents()
+        assert contents == (value.tolist() if isinstance(value, np.ndarray) else value)
+        assert type(contents) is (list if isinstance(value, np.ndarray) else type(value))
+    assert [tensor.name for tensor in reader.tensors] == list(tensors)
+    for tensor in reader.tensors:
+        weights, kind = tensors[tensor.name]
+        assert tensor.tensor_type == kind
+        assert tensor.shape.tolist() == [weights.shape[1], weights.shape[0]]
+        with np.errstate(all="ignore"):
+            reference = gguf.quants.quantize(weights.numpy(), kind)
+        assert tensor.data.tobytes() == reference.tobytes()
+    again = GGUF(path)
+    assert list(again.fields) == list(fields)
+    for name, (weights, kind) in tensors.items():
+        off = (again.tensor(name) - weights).abs().max()
+        assert off <= (0 if kind == GGMLQuantizationType.F32 else ROUNDING[kind] * weights.abs().max() + LEAST_STEP)
+
+
+def test_a_tensor_is_encoded_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
+    for kind in ROUNDING:
+        whole = b"".join(encoded(weights, kind))
+        monkeypatch.setattr("llmlab.checkpoints.gguf_file.CHUNK", 64)
+        assert b"".join(encoded(weights, kind)) == whole
+        assert b"".join(encoded(weights.T.contiguous().T, kind)) == whole
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind", "says"),
+    [
+        (float("nan"), "F32", "t: holds a weight of nan"),
+        (float("inf"), "F32", "t: holds a weight of inf"),
+        (70_000.0, "F16", "t: holds a weight of 70000, which F16 cannot .F16 holds up to 65504"),
+        (-70_000.0, "Q4_1", "t: holds a weight of 70000"),
+        (1e7, "Q8_0", "t: holds a weight of 1e"),
+    ],
+)
+def test_a_weight_beyond_its_type_is_named(tmp_path: Path, weight: float, kind: str, says: str) -> None:
+    tensor = torch.zeros(2, 32)
+    tensor[1, 3] = weight
+    with pytest.raises(InputError, match=says):
+        write_gguf(tmp_path / "w.gguf", {}, {"t": (tensor, GGMLQuantizationType[kind])})
+
+
+def test_a_field_beyond_32_bits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="4294967296 is beyond"):
+        write_gguf(tmp_path / "w.gguf", {"a": 1 << 32}, {})

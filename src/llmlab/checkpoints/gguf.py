@@ -1,212 +1,173 @@
-"""Models in GGUF files, as llama.cpp's converter writes them: llama, with its tokenizer and chat template."""
+"""Models in GGUF files, as llama.cpp's own converter writes them: the architectures of `gguf_names`, with tokenizer
+and chat template."""
 
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from pydantic import ValidationError
+from torch import Tensor
 
 from llmlab.checkpoints.bundle import Bundle, fill, matching, skeleton
-from llmlab.checkpoints.gguf_file import GGUF
+from llmlab.checkpoints.gguf_file import GGUF, LEAST_STEP, ROUNDING, write_gguf
+from llmlab.checkpoints.gguf_names import DIALECTS, EMBEDDING, OUTPUT, Dialect, dialect_of
+from llmlab.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_fields
+from llmlab.checkpoints.native import plain_state
 from llmlab.errors import InputError, unknown
-from llmlab.families import llama
-from llmlab.families.mapping import Entry, pair_halves, to_ours
-from llmlab.model.attention import GroupedQuery
-from llmlab.model.feedforward import SwiGLU
-from llmlab.model.norms import RMSNorm
-from llmlab.model.rotary import Rope
-from llmlab.model.transformer import Architecture
+from llmlab.families.mapping import pair_halves, pair_neighbours, to_ours
+from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 
-# Hugging Face's names of a LLaMA's tensors, and llama.cpp's.
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-# What the file says about a llama and we obey, or that does not touch its arithmetic. Any other field might.
-UNDERSTOOD = {
-    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.type"),
-    *("expert_count", "expert_used_count", "rope.scale_linear", "rope.scaling.factor"),
-}
+Q = GGMLQuantizationType
+# What --type may be: the type of the matrices, and the number by which a file's header calls the mixture.
+TYPES = {"f32": (Q.F32, 0), "f16": (Q.F16, 1), "q8_0": (Q.Q8_0, 7), "q4_0": (Q.Q4_0, 2), "q4_1": (Q.Q4_1, 3)}
+QUANTIZATION_VERSION = 2
+
+
+# ---------------------------------------------------------------- reading
 
 
 def read(path: Path) -> Bundle:
     """A model from a GGUF file, dequantised to fp32, with the tokenizer and chat template of the file.
 
-    Errors: InputError for a damaged file, another architecture than llama, a field that changes the arithmetic in a
+    Errors: InputError for a damaged file, an architecture that is not read, a field that changes the arithmetic in a
     way that is not built, and a missing, unknown or misshapen tensor.
     """
     file = GGUF(path)
-    architecture, vocab_size = _architecture(file)
-    tokenizer = matching(_tokenizer(file), vocab_size, str(path))
+    dialect, config, settings = _config(file)
+    architecture = _architecture(path, dialect, config)
+    vocab_size = config["vocab_size"]
+    tokenizer = matching(read_tokenizer(file), vocab_size, str(path))
     model = skeleton(architecture, vocab_size, file.tensors, str(path))
-    entries = [replace(entry, theirs=_name(entry)) for entry in llama.names(architecture)]
+    entries = dialect.entries(architecture)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     try:
         state = to_ours(entries, file.state(), shapes, "", [])
     except InputError as error:
         raise InputError(f"{path}: {error.place}", error.problem, error.hint) from None
-    # llama.cpp turns neighbouring rows of queries and keys, so its converter had interleaved the two halves.
-    heads = {"query": architecture.keyed.heads, "key": architecture.keyed.key_heads}
-    for name in state:
-        if (part := name.split(".")[-2]) in heads:
-            state[name] = pair_halves(state[name], heads[part])
+    for name, heads in dialect.turned(entries, settings).values():
+        state[name] = pair_halves(state[name], heads)
     return Bundle(fill(model, state, str(path)), tokenizer, architecture, str(path))
 
 
-def _name(entry: Entry) -> str:
-    """llama.cpp's name of a tensor: `model.layers.3.self_attn.q_proj.weight` is `blk.3.attn_q.weight`."""
-    stem, _, part = entry.theirs.rpartition(".")
-    if stem in NAMES:
-        return f"{NAMES[stem]}.{part}"
-    layer, _, stem = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{NAMES[stem]}.{part}"
-
-
-def _field(file: GGUF, key: str, kind: type, default: Any = None) -> Any:
-    """A field of this kind; a number where the specification has an integer may not be a truth value."""
-    value = file.fields.get(key, default)
-    if value is None:
-        raise InputError(str(file.path), f"the field {key} is missing")
-    if type(value) is not kind:
-        shown = value if isinstance(value, str | int | float | bool) else "a list"
-        raise InputError(str(file.path), f"the field {key} is {str(shown)[:80]!r}, not one {kind.__name__}")
-    return value
-
-
-def _architecture(file: GGUF) -> tuple[Architecture, int]:
-    """The architecture by the file's fields, its sizes held against the embedding before anything is built."""
+def _config(file: GGUF) -> tuple[Dialect, dict[str, Any], dict[str, Any]]:
+    """What the file says as a Hugging Face config would, and by its own keys; sizes held against the embedding."""
     place = str(file.path)
-    family = _field(file, "general.architecture", str)
-    if family != llama.MODEL_TYPE:
-        raise unknown(f"{place}: general.architecture", family[:80], [llama.MODEL_TYPE])
-    for key in file.fields:
-        if key.startswith("llama.") and key.removeprefix("llama.") not in UNDERSTOOD:
-            raise InputError(place, f"the field {key} is not built", "it may change what the model computes")
-
-    def count(key: str, default: int | None = None) -> int:
-        value: int = _field(file, f"llama.{key}", int, default)
-        return value
-
-    embedding = file.tensors.get("token_embd.weight")
-    dim, heads = count("embedding_length"), count("attention.head_count")
+    name = file.field("general.architecture", str)
+    if name not in DIALECTS:
+        raise unknown(f"{place}: general.architecture", name[:80], DIALECTS)
+    dialect = DIALECTS[name]
+    for field in file.fields:
+        if field.startswith(f"{name}.") and field.removeprefix(f"{name}.") not in dialect.understood():
+            raise InputError(place, f"the field {field} is not built", "it may change what the model computes")
+    config: dict[str, Any] = {**dialect.fixed, **dialect.unsaid}
+    said: dict[str, Any] = {}
+    for key in dialect.keys:
+        if f"{name}.{key.theirs}" in file.fields or not key.optional:
+            value = file.field(f"{name}.{key.theirs}", key.kind)
+            if key.kind is int and value < 1:
+                raise InputError(place, f"gives an impossible architecture: {name}.{key.theirs} is {value}")
+            said[key.theirs] = config[key.config] = _decimal(value) if key.kind is float else value
+    dim, heads = said["embedding_length"], said["attention.head_count"]
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] != dim:
         shape = "missing" if embedding is None else f"of shape {list(embedding.shape)}"
-        raise InputError(f"{place}: token_embd.weight", f"is {shape}, where [tokens, {dim}] was expected")
-    if not 1 <= heads <= dim:
-        raise InputError(place, f"llama.attention.head_count is {heads}, for a width of {dim}")
-    width = count("attention.key_length", dim // heads)
-    scaling = _field(file, "llama.rope.scaling.type", str, "none")
-    linear = [_field(file, f"llama.{key}", float, 1.0) for key in ("rope.scale_linear", "rope.scaling.factor")]
-    for key, value, built in (
-        ("attention.value_length", count("attention.value_length", width), width),
-        ("rope.dimension_count", count("rope.dimension_count", width), width),
-        ("expert_count", count("expert_count", 0), 0),
-        ("rope.scaling.type", scaling, "none"),
-        ("rope.scaling.factor", max(linear), 1.0),
-    ):
-        if value != built:
-            raise InputError(place, f"llama.{key} is {str(value)[:80]!r}, which is not built", f"only {built} is")
+        raise InputError(f"{place}: {EMBEDDING}", f"is {shape}, where [tokens, {dim}] was expected")
+    if heads > dim:
+        raise InputError(place, f"{name}.attention.head_count is {heads}, for a width of {dim}")
+    for default, value in (("attention.head_count_kv", heads), ("attention.key_length", dim // heads)):
+        said.setdefault(default, value)
+    for copy, source in dialect.copies.items():
+        _expect(file, f"{name}.{copy}", said[source])
+    for plain, value in dialect.plain.items():
+        _expect(file, f"{name}.{plain}", value)
     if "rope_freqs.weight" in file.tensors:
         raise InputError(f"{place}: rope_freqs.weight", "rotary positions scaled as in Llama 3.1 are not built yet")
+    config |= {flag: tensor in file.tensors for flag, tensor in dialect.flags.items()}
+    config |= {"vocab_size": embedding.shape[0], "tie_word_embeddings": OUTPUT not in file.tensors}
+    return dialect, config, said
+
+
+def _expect(file: GGUF, key: str, built: Any) -> None:
+    value = file.field(key, type(built), built)
+    if value != built:
+        raise InputError(str(file.path), f"{key} is {str(value)[:80]!r}, which is not built", f"only {built} is")
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal of a 32-bit float: 1e-06, and not 9.999999974752427e-07, is what was meant."""
+    return float(str(np.float32(value)))
+
+
+def _architecture(path: Path, dialect: Dialect, config: dict[str, Any]) -> Architecture:
     try:
-        architecture = Architecture(
-            layers=count("block_count"),
-            dim=dim,
-            context=count("context_length"),
-            position=Rope(base=_field(file, "llama.rope.freq_base", float, 10_000.0)),
-            norm=RMSNorm(eps=_field(file, "llama.attention.layer_norm_rms_epsilon", float)),
-            attention=GroupedQuery(
-                heads=heads,
-                kv_heads=count("attention.head_count_kv", heads),
-                head_dim=width,
-                bias="blk.0.attn_q.bias" in file.tensors,
-            ),
-            feedforward=SwiGLU(width=count("feed_forward_length"), bias="blk.0.ffn_gate.bias" in file.tensors),
-            tied="output.weight" not in file.tensors,
-        )
+        architecture: Architecture = dialect.family.read_config(config)[0]
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise InputError(place, f"gives an impossible architecture: {field} {first['msg']}") from None
-    return architecture, embedding.shape[0]
+        raise InputError(str(path), f"gives an impossible architecture: {field} {first['msg']}") from None
+    except InputError as error:
+        raise InputError(str(path), f"{error.place}: {error.problem}", error.hint) from None
+    return architecture
 
 
-def _tokenizer(file: GGUF) -> Tokenizer | None:
-    """The tokenizer of the file, None where it has none."""
-    place, prefix = str(file.path), "tokenizer.ggml"
-    if f"{prefix}.model" not in file.fields:
-        return None
-    kind = _field(file, f"{prefix}.model", str)
+# ---------------------------------------------------------------- writing
 
-    def strings(name: str) -> list[str]:
-        value: list[str] = _field(file, f"{prefix}.{name}", list)
-        if not all(isinstance(item, str) for item in value):
-            raise InputError(place, f"the field {prefix}.{name} is no list of strings")
-        return value
 
-    tokens = strings("tokens")
+def write(path: Path, model: Transformer, tokenizer: Tokenizer | None, kind: str = "f16") -> list[str]:
+    """Write a model to a GGUF file that llama.cpp opens, its matrices in the type `kind` (a key of `TYPES`).
 
-    def token_id(name: str) -> int | None:
-        if (key := f"{prefix}.{name}_token_id") not in file.fields:
-            return None
-        value: int = _field(file, key, int)
-        if not 0 <= value < len(tokens):
-            raise InputError(place, f"the field {key} is {value}, of {len(tokens)} tokens")
-        return value
-
-    def flag(name: str) -> bool | None:
-        key = f"{prefix}.{name}"
-        return _field(file, key, bool) if key in file.fields else None
-
-    def numbers(name: str) -> list[Any] | None:
-        value = file.fields.get(f"{prefix}.{name}")
-        if value is not None and (not isinstance(value, np.ndarray) or len(value) != len(tokens)):
-            raise InputError(place, f"the field {prefix}.{name} is no number for each of {len(tokens)} tokens")
-        return None if value is None else value.tolist()
-
-    template = _field(file, "tokenizer.chat_template", str, "") or None
-    special: dict[str, Any] = {
-        "bos": token_id("bos"),
-        "eos": token_id("eos"),
-        "pad": token_id("padding"),
-        "unk": token_id("unknown"),
-        "chat_template": template,
-        "add_bos": _field(file, f"{prefix}.add_bos_token", bool, kind == "llama"),
+    As llama.cpp does: norms, biases and learnt positions stay F32. Where matrices become four bits wide, the one that
+    gives the logits is Q8_0. Answers the names of the matrices whose rows are no whole blocks of 32: they are F16.
+    Errors: InputError for a type, an architecture or a tokenizer that GGUF has not, or a weight beyond the type.
+    """
+    if kind not in TYPES:
+        raise unknown("--type", kind, TYPES)
+    matching(tokenizer, model.vocab_size, str(path))
+    name, dialect, config = dialect_of(model.architecture)
+    fields = {
+        "general.architecture": name,
+        "general.type": "model",
+        "general.file_type": TYPES[kind][1],
+        "general.quantization_version": QUANTIZATION_VERSION,
+        f"{name}.vocab_size": model.vocab_size,
     }
-    match kind:
-        case "gpt2":
-            pre = _field(file, f"{prefix}.pre", str, "default")
-            return Tokenizer.from_bpe(tokens, strings("merges"), pre=pre, types=numbers("token_type"), **special)
-        case "llama":
-            if (scores := numbers("scores")) is None:
-                raise InputError(place, f"the field {prefix}.scores is missing")
-            blank = _field(file, f"{prefix}.add_space_prefix", bool, True)
-            return Tokenizer.from_sentencepiece(
-                tokens, scores, numbers("token_type"), add_space_prefix=blank, **special
-            )
-        case "bert":
-            cls, sep = token_id("cls"), token_id("seperator")  # llama.cpp's spelling of the key
-            return Tokenizer.from_wordpiece(
-                tokens,
-                lowercase=flag("normalizer.lowercase"),
-                strip_accents=flag("normalizer.strip_accents"),
-                cls=special["bos"] if cls is None else cls,
-                sep=special["eos"] if sep is None else sep,
-                mask=token_id("mask"),
-                **{role: special[role] for role in ("pad", "unk", "eos")},
-            )
-    raise unknown(f"{place}: {prefix}.model", kind[:80], ["gpt2", "llama", "bert"])
+    fields |= {f"{name}.{key}": value for key, value in dialect.settings(config).items()}
+    fields |= tokenizer_fields(tokenizer, model.vocab_size)
+    tensors = typed(model, kind)
+    write_gguf(path, fields, tensors)
+    return [theirs for theirs, (_, chosen) in tensors.items() if chosen is Q.F16 and kind != "f16"]
+
+
+def misread(model: Transformer, copy: Transformer, kind: str) -> str | None:
+    """The first tensor that a file of this type gives back otherwise than rounded, None where there is none."""
+    again = typed(copy, kind)
+    for name, (tensor, chosen) in typed(model, kind).items():
+        off = float((tensor - again[name][0]).abs().max())
+        allowed = ROUNDING[chosen] and ROUNDING[chosen] * float(tensor.abs().max()) + LEAST_STEP
+        if not off <= allowed:
+            return name
+    return None
+
+
+def typed(model: Transformer, kind: str) -> dict[str, tuple[Tensor, GGMLQuantizationType]]:
+    """The tensors of a file, and what each is written as."""
+    _, dialect, config = dialect_of(model.architecture)
+    entries = dialect.entries(model.architecture)
+    ours = plain_state(model)
+    state = {entry.theirs: entry.join([ours[name] for name in entry.ours]) for entry in entries}
+    for theirs, (_, heads) in dialect.turned(entries, dialect.settings(config)).items():
+        state[theirs] = pair_neighbours(state[theirs], heads)
+    return {theirs: (tensor, _type_of(theirs, tensor, kind, OUTPUT in state)) for theirs, tensor in state.items()}
+
+
+def _type_of(name: str, tensor: Tensor, kind: str, has_output: bool) -> GGMLQuantizationType:
+    if tensor.ndim < 2 or name == "position_embd.weight":
+        return Q.F32
+    chosen, _ = TYPES[kind]
+    if chosen in (Q.Q4_0, Q.Q4_1) and name == (OUTPUT if has_output else EMBEDDING):
+        chosen = Q.Q8_0
+    return chosen if tensor.shape[-1] % GGML_QUANT_SIZES[chosen][0] == 0 else Q.F16

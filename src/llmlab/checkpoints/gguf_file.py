@@ -1,4 +1,5 @@
-"""The GGUF container: a bounds-checked parser of its header, and the `gguf` package's dequantisers for its tensors.
+"""The GGUF container, read and written: a bounds-checked parser of its header, a writer, and the `gguf` package's
+quantisers for its tensors (of the same project as llama.cpp; bit for bit ggml's own).
 
 Layout (GGUF specification, ggml-org 2023, versions 2 and 3): magic, version, tensor count, field count; the fields
 (key, type, value); the tensor table (name, dimensions innermost first, quantisation, offset); padding; the tensors.
@@ -8,6 +9,7 @@ anything is allocated, so memory stays within a small multiple of the file's siz
 
 import mmap
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llmlab.errors import InputError
@@ -35,6 +37,28 @@ CHUNK = 1 << 16
 SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}
 BOOL, STRING, ARRAY = 7, 8, 9
 MIN_BYTES = {STRING: 8, ARRAY: 12}
+UINT32, FLOAT32 = 4, 6
+
+# The types that are written, and the largest weight that each can hold: the range of a half, or of its scale times
+# its codes.
+HALF = 65504.0
+LARGEST = {
+    GGMLQuantizationType.F32: float(np.finfo(np.float32).max),
+    GGMLQuantizationType.F16: HALF,
+    GGMLQuantizationType.Q8_0: 127 * HALF,
+    GGMLQuantizationType.Q4_0: 8 * HALF,
+    GGMLQuantizationType.Q4_1: HALF,
+}
+# How far a weight may be rounded, as a share of the largest one of its block: half a step (of 4_0, whose codes end at 7
+# on one side, a whole one) and what scales lose as halves; and the least step of those.
+ROUNDING = {
+    GGMLQuantizationType.F32: 0.0,
+    GGMLQuantizationType.F16: 2**-11,
+    GGMLQuantizationType.Q8_0: 0.005,
+    GGMLQuantizationType.Q4_0: 0.13,
+    GGMLQuantizationType.Q4_1: 0.07,
+}
+LEAST_STEP = 127 * 2**-25
 
 
 @dataclass(frozen=True)
@@ -213,6 +237,16 @@ class GGUF:
             placed[entry.name] = TensorEntry(entry.name, entry.shape, entry.quantization, offset, entry.size)
         return placed
 
+    def field(self, key: str, kind: type, default: Any = None) -> Any:
+        """A field of this kind; a number where the specification has an integer may not be a truth value."""
+        value = self.fields.get(key, default)
+        if value is None:
+            raise InputError(str(self.path), f"the field {key} is missing")
+        if type(value) is not kind:
+            shown = value if isinstance(value, str | int | float | bool) else "a list"
+            raise InputError(str(self.path), f"the field {key} is {str(shown)[:80]!r}, not one {kind.__name__}")
+        return value
+
     def tensor(self, name: str) -> Tensor:
         """The weights of one tensor, dequantised to fp32, shaped outermost first."""
         entry = self.tensors[name]
@@ -235,3 +269,73 @@ class GGUF:
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the file, dequantised."""
         return {name: self.tensor(name) for name in self.tensors}
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_gguf(
+    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, GGMLQuantizationType]]
+) -> None:
+    """Write a GGUF of version 3: fields and tensors in the order given, one tensor at a time in memory.
+
+    A field is a truth value, an integer (32 bits, unsigned), a float (32 bits), a string, a list of strings, or a
+    numpy array of numbers. The last dimension of a quantised tensor must be whole blocks.
+    Errors: InputError for a weight that its type cannot hold; OSError where the disk refuses.
+    """
+    header = bytearray(struct.pack("<4sIQQ", MAGIC, VERSIONS[-1], len(tensors), len(fields)))
+    for key, value in fields.items():
+        header += _string(key) + _typed(value)
+    offset = 0
+    for name, (tensor, kind) in tensors.items():
+        inner_first = tuple(reversed(tensor.shape))
+        header += _string(name) + struct.pack(f"<I{tensor.ndim}QIQ", tensor.ndim, *inner_first, kind, offset)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        assert inner_first[0] % block == 0, f"{name} is not whole blocks of {block}"
+        offset += _aligned(tensor.numel() // block * block_bytes)
+    with path.open("wb") as file:
+        file.write(header.ljust(_aligned(len(header)), b"\0"))
+        for name, (tensor, kind) in tensors.items():
+            largest = float(tensor.abs().max())
+            if not largest <= LARGEST[kind]:
+                hint = f"{kind.name} holds up to {LARGEST[kind]:.6g}"
+                raise InputError(name, f"holds a weight of {largest:.6g}, which {kind.name} cannot", hint)
+            size = sum(file.write(part) for part in encoded(tensor, kind))
+            file.write(bytes(_aligned(size) - size))
+
+
+def encoded(tensor: Tensor, kind: GGMLQuantizationType) -> Iterator[bytes]:
+    """The bytes of a tensor in this type, piece by piece, each of whole blocks."""
+    for part in torch.split(tensor.detach().cpu().float().reshape(-1), CHUNK):
+        with np.errstate(all="ignore"):  # a block of zeros has no inverse scale
+            yield quantize(part.numpy().reshape(1, -1), kind).tobytes()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def _string(text: str) -> bytes:
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content
+
+
+def _typed(value: Any) -> bytes:
+    """A value behind its type, as a field holds it."""
+    match value:
+        case bool():
+            return struct.pack("<I?", BOOL, value)
+        case int():
+            if not 0 <= value < 1 << 32:
+                raise InputError("gguf", f"{value} is beyond the 32 bits of a field")
+            return struct.pack("<II", UINT32, value)
+        case float():
+            return struct.pack("<If", FLOAT32, value)
+        case str():
+            return struct.pack("<I", STRING) + _string(value)
+        case list():
+            return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
+        case np.ndarray():
+            kind = next(kind for kind, layout in SCALARS.items() if np.dtype(layout) == value.dtype)
+            return struct.pack("<IIQ", ARRAY, kind, len(value)) + value.tobytes()
+    raise TypeError(f"no field holds a {type(value).__name__}")

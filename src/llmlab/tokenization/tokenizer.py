@@ -174,6 +174,11 @@ class Tokenizer:
         """A token's name in the vocabulary (not its text: see `token_bytes`)."""
         return self._marking.id_to_token(id)
 
+    def spec(self) -> dict[str, Any]:
+        """The parts as tokenizer.json holds them, for formats that take a tokenizer apart."""
+        parts: dict[str, Any] = json.loads(self._marking.to_str())
+        return parts
+
     @cached_property
     def adds_bos(self) -> bool:
         """Whether raw text is to begin with bos, as the file's post-processor says."""
