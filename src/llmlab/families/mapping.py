@@ -78,10 +78,11 @@ def family(model_type: str, place: str = "model_type") -> ModuleType:
 
 
 def family_of(architecture: Architecture) -> ModuleType:
-    """The first family that can express this architecture; the error says what each of them lacks."""
+    """The first family that can express this architecture, those that transformers opens before those whose code lies
+    beside their weights; the error says what each of them lacks."""
     reasons = []
-    for name in known():
-        module = family(name)
+    for module in sorted(map(family, known()), key=lambda module: getattr(module, "REMOTE", False)):
+        name = module.MODEL_TYPE
         try:
             written(module, architecture, 1)
         except InputError as error:
