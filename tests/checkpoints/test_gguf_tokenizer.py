@@ -44,7 +44,7 @@ def byte_level(pre: str = "gpt-2", **changes: Any) -> Tokenizer:
 @pytest.fixture(scope="module")
 def trained() -> Tokenizer:
     text = "the whale is not a fish, 1234 whales are; 鲸鱼不是鱼。\n\tdef f(x): return x  # yes\n" * 20
-    return train_tokenizer(TokenizerRecipe(vocab_size=330), iter([text]))
+    return train_tokenizer(BPE(vocab_size=330), iter([text]))
 
 
 TEXT = st.text() | st.lists(

@@ -73,7 +73,7 @@ def write_hf(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> N
     if tokenizer is not None:
         tokenizer.save(folder)
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    atomic_json(folder / CONFIG, config | special)
+    atomic_json(folder / CONFIG, special | config)  # a token that the architecture needs is said by the family itself
     atomic_json(folder / GENERATION, special | {"eos_token_id": _stop_ids(tokenizer)})
     write_safetensors(folder / WEIGHTS, to_hf(known, model.architecture, plain_state(model)), {"format": "pt"})
 

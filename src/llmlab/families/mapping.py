@@ -78,13 +78,18 @@ def family(model_type: str, place: str = "model_type") -> ModuleType:
     raise unknown(place, model_type, known())
 
 
+def _standing(module: ModuleType) -> tuple[bool, str, str]:
+    return getattr(module, "REMOTE", False), str(module.PUBLISHED), module.MODEL_TYPE
+
+
 def family_of(architecture: Architecture) -> ModuleType:
-    """The family that can express this architecture; of several the one published first, since most programs open it.
+    """The family that can express this architecture; of several one that transformers opens by itself, and of these
+    the one published first, since most programs open it.
 
     Errors: InputError saying which part keeps each family from it.
     """
     lacking: dict[str, list[str]] = {}
-    for module in sorted(_modules(), key=lambda module: (module.PUBLISHED, module.MODEL_TYPE)):
+    for module in sorted(_modules(), key=_standing):
         try:
             written(module, architecture, 1)
         except InputError as error:

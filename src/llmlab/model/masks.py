@@ -19,6 +19,10 @@ class _Mask(Section, ABC):
     def places(self, ids_BT: Tensor) -> Places:
         """Where each token of rows without padding stands."""
 
+    def prompted(self, ids_BT: Tensor) -> Tensor:
+        """The same ids with the tokens put in that this mask asks for, so that any ids may be tried."""
+        return ids_BT
+
     @property
     def one_way(self) -> bool:
         """Whether what was read does not change with what comes, so that a cache and generation make sense."""
@@ -85,6 +89,15 @@ class Blank(_Mask):
         after = line >= start_B1
         position = torch.stack([torch.where(after, blank_B1, line), (line - start_B1 + 1).clamp(min=0)], -1)
         return Places(position, (line - start_B1 + 1).clamp(min=0), torch.zeros_like(line))
+
+    def prompted(self, ids_BT: Tensor) -> Tensor:
+        start = max(1, ids_BT.shape[1] // 2)
+        special = torch.tensor([self.start_id, *self.blank_ids], device=ids_BT.device)
+        taken = torch.isin(ids_BT, special)
+        plain = next(id for id in range(len(special) + 1) if id not in special.tolist())
+        ids_BT = ids_BT.masked_fill(taken, plain)
+        ids_BT[:, start - 1], ids_BT[:, start] = self.blank_ids[0], self.start_id
+        return ids_BT
 
     def _first(self, ids_BT: Tensor, ids: tuple[int, ...], name: str) -> Tensor:
         where_B1 = _where(ids_BT, ids[0], ids_BT.shape[1])

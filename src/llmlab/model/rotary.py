@@ -126,7 +126,16 @@ class LogN(_Scaling):
     trained: int = Field(gt=1, description="trained length in tokens")
 
 
-Scaling = Annotated[NoScaling | Linear | NTK | DynamicNTK | YaRN | Llama3 | LogN, *KINDS]
+class Float16(_Scaling):
+    """Frequencies as float16 holds them: ChatGLM-6B was trained so, and its released code rounds in any precision."""
+
+    kind: Literal["float16"] = "float16"
+
+    def frequencies(self, pairs: int, base: float) -> Tensor:
+        return _plain(pairs, base).half().float()
+
+
+Scaling = Annotated[NoScaling | Linear | NTK | DynamicNTK | YaRN | Llama3 | LogN | Float16, *KINDS]
 
 
 def _plain(pairs: int, base: float) -> Tensor:
