@@ -11,6 +11,7 @@ import torch
 
 from llmlab.model.block import Wiring
 from llmlab.model.feedforward import FeedForwardPart
+from llmlab.model.masks import Mask
 from llmlab.model.mixers import AttentionPart
 from llmlab.model.norms import Norm
 from llmlab.model.positions import Position
@@ -55,7 +56,7 @@ def members(union: object) -> list[type]:
     return list(get_args(get_args(union)[0]))
 
 
-POSITIONS, NORMS, SCALINGS = members(Position), members(Norm), members(Scaling)
+POSITIONS, NORMS, SCALINGS, MASKS = members(Position), members(Norm), members(Scaling), members(Mask)
 NEEDED: dict[str, dict[str, Any]] = {  # fields of a scaling that have no default
     "dynamic": {"trained": 64},
     "yarn": {"trained": 16},
@@ -106,6 +107,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "feedforward": FEEDFORWARDS,
         "attention": ATTENTIONS,
         "wiring": WIRINGS,
+        "mask": MASKS,
+        "scaling": SCALINGS,
     }
     for name, kinds in unions.items():
         if f"{name}_kind" in metafunc.fixturenames:

@@ -18,7 +18,7 @@ from llmlab.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_fields
 from llmlab.errors import InputError
 from llmlab.tokenization.pieces import PRE, byte_letters
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 LETTERS = list(byte_letters())
 LETTER_IDS = {letter: id for id, letter in enumerate(LETTERS)}

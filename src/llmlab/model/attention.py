@@ -199,7 +199,8 @@ class Attention(Mixer):
         if mask.is_floating_point():
             scores, mask = scores + mask, mask > float("-inf")
         # The lowest finite number and not -inf: a row that sees nothing must have a gradient of zero, not NaN.
-        scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
+        scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
         weights = scores.softmax(-1).masked_fill(~mask, 0.0).to(v_BGSK.dtype)
         mixed = weights @ v_BGSK
         extra = sight.position.values(layer, weights, v_BGSK, sight.prepared) if sight.position.content else None

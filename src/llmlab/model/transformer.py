@@ -138,6 +138,9 @@ def _check(a: Architecture) -> None:
         raise InputError("model.streams", f"a second stream cannot go with {a.attention.kind}", "use mha, gqa or mqa")
     if a.wiring.kind == "parallel" and a.encoder_layers:
         raise InputError("model.wiring", "parallel cannot go with an encoder", "use pre or post")
+    if a.embedding.dim and isinstance(a.head, PlainHead) and a.tied:
+        problem = f"a table {a.embedding.dim} wide cannot be the head of states {a.dim} wide"
+        raise InputError("model.embedding.dim", problem, "use head transformed, or tied false")
     if isinstance(a.head, NoHead) and not a.tied:
         raise InputError("model.tied", "false needs a head", "head none has no matrix of its own")
 
