@@ -9,7 +9,7 @@ from typing import Any
 
 from llmlab.errors import InputError
 from llmlab.families import llama
-from llmlab.families.mapping import changed, expect, only
+from llmlab.families.mapping import changed, chosen, expect, only
 from llmlab.families.qwen2 import LOCAL, layer_types, local_layers
 from llmlab.families.rope import named, read_rope, write_rope
 from llmlab.model.block import Sandwich
@@ -43,7 +43,8 @@ names = partial(llama.names, norms=NORMS)
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
     only(config, attn_logit_softcapping=None, final_logit_softcapping=None, use_bidirectional_attention=False)
-    gate = config.get("hidden_activation") or "gelu_pytorch_tanh"
+    gate = config.get("hidden_activation", "gelu_pytorch_tanh")
+    chosen(config, "hidden_activation", llama.GATES, gate)
     whole = {**DEFAULTS, **config, "hidden_act": gate, "mlp_bias": False}
     nested = config.get("rope_parameters") or {}
     wide = (nested.get("full_attention") or {}) | (config.get("rope_scaling") or {})
@@ -51,11 +52,14 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     plain = llama.read(whole, read_rope(wide, whole, config.get("rope_theta") or 1e6, Rope))
     pattern = whole["sliding_window_pattern"]
     default = [LOCAL if (layer + 1) % pattern else "full_attention" for layer in range(plain.layers)]
-    layers = local_layers(config.get("layer_types") or default, plain.layers)
+    window = llama.window(whole)
+    layers = local_layers(config.get("layer_types") or default, plain.layers, window)
     own = read_rope(near, whole, config.get("rope_local_base_freq") or 1e4, Rope)
-    attention = changed(plain.keyed, norm=True, scale=whole["query_pre_attn_scalar"] ** -0.5)
+    if not (scalar := whole["query_pre_attn_scalar"]) > 0:
+        raise InputError("config.json: query_pre_attn_scalar", f"{scalar} has no inverse root", "head_dim is common")
+    attention = changed(plain.keyed, norm=True, scale=scalar**-0.5)
     if len(layers) == plain.layers:  # the global encoding has no use
-        plain, attention = changed(plain, position=own), changed(attention, window=whole["sliding_window"])
+        plain, attention = changed(plain, position=own), changed(attention, window=window)
         layers = ()
     return changed(
         plain,
@@ -63,7 +67,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
         norm=RMSNorm(eps=whole.get("rms_norm_eps", 1e-6), offset=1.0),
         attention=attention,
         wiring=Sandwich(),
-        local=Local(layers=layers, window=whole["sliding_window"], position=own) if layers else None,
+        local=Local(layers=layers, window=window, position=own) if layers and window else None,
     ), config["vocab_size"]
 
 

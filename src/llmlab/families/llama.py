@@ -82,6 +82,14 @@ def read(config: Mapping[str, Any], position: PositionPart | None = None) -> Arc
     )
 
 
+def window(config: Mapping[str, Any]) -> int | None:
+    """The config's `sliding_window`, in tokens; None where it has none."""
+    value = config["sliding_window"]
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise InputError("config.json: sliding_window", f"{value!r} is no number of tokens", "1 or more, or null")
+    return value
+
+
 def write(family: str, class_name: str, a: Architecture, vocab_size: int) -> dict[str, Any]:
     """The fields that all of them share; positions, biases and windows are for the family to add."""
     attention = a.keyed

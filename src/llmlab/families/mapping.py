@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,8 @@ def only(config: Mapping[str, Any], **built: Any) -> None:
     """Refuse a switch that stands otherwise than the one way that is built; left out or null it stands so."""
     for field, value in built.items():
         if config.get(field) not in (None, value):
-            raise InputError(f"config.json: {field}", f"{config[field]!r} is not built", f"only {value!r} is")
+            got, wanted = json.dumps(config[field], default=str), json.dumps(value)
+            raise InputError(f"config.json: {field}", f"{got[:80]} is not built", f"only {wanted} is")
 
 
 def changed(section: P, **fields: Any) -> P:

@@ -20,7 +20,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
     whole = {**DEFAULTS, **config, **FIXED}
     plain = llama.read(whole)
-    return changed(plain, attention=changed(plain.keyed, window=whole["sliding_window"])), config["vocab_size"]
+    return changed(plain, attention=changed(plain.keyed, window=llama.window(whole))), config["vocab_size"]
 
 
 def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:

@@ -47,24 +47,24 @@ def write_config(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
 def windowed(plain: Architecture, config: Mapping[str, Any]) -> Architecture:
     """The architecture with the windows of a config that has `use_sliding_window`: from layer `max_window_layers` on,
     or where `layer_types` says so."""
-    window = config["sliding_window"] if config["use_sliding_window"] else None
+    window = llama.window(config) if config["use_sliding_window"] else None
     first = config["max_window_layers"]
     types = config.get("layer_types") or [
         LOCAL if window is not None and layer >= first else GLOBAL for layer in range(plain.layers)
     ]
-    local = local_layers(types, plain.layers)
-    if local and window is None:
-        raise InputError("config.json: layer_types", f"{LOCAL} without a window", "use_sliding_window, sliding_window")
+    local = local_layers(types, plain.layers, window)
     if len(local) == plain.layers:
         return changed(plain, attention=changed(plain.keyed, window=window))
-    return changed(plain, local=Local(layers=local, window=window)) if local else plain
+    return changed(plain, local=Local(layers=local, window=window)) if local and window else plain
 
 
-def local_layers(types: Sequence[str], layers: int) -> tuple[int, ...]:
-    """Which layers see a window, by the config's `layer_types`."""
+def local_layers(types: Sequence[str], layers: int, window: int | None) -> tuple[int, ...]:
+    """Which layers see a window, by the config's `layer_types`; none may where there is none."""
     for kind in types:
         if kind not in (GLOBAL, LOCAL):
             raise unknown("config.json: layer_types", kind, (GLOBAL, LOCAL))
+        if kind == LOCAL and window is None:
+            raise InputError("config.json: layer_types", f"has {LOCAL}, but there is no window", "set sliding_window")
     if len(types) != layers:
         raise InputError("config.json: layer_types", f"names {len(types)} layers", f"there are {layers}")
     return tuple(layer for layer, kind in enumerate(types) if kind == LOCAL)
