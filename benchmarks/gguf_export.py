@@ -12,6 +12,7 @@ A claim's ratio is the original's loss by llmlab over the file's by llama.cpp, w
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import llama_cpp
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from paired import report
 from torch import Tensor
 
@@ -31,8 +33,6 @@ from llmlab.checkpoints.gguf_file import GGUF, encoded
 from llmlab.checkpoints.pull import pull
 from llmlab.data.shards import TokenShards
 from llmlab.language_model import LanguageModel, load
-from llmlab.recipe import parse
-from llmlab.run import Run, run
 
 STEPS, CONTEXT, WINDOWS = 200, 128, 48
 PROMPT_TOKENS, NEW_TOKENS = 16, 48
@@ -74,7 +74,10 @@ def train(name: str, folder: Path) -> Path:
             "training": {"steps": STEPS, "optimizer": {"kind": "muon"}, "evaluate_every": STEPS},
         },
     }
-    run(parse(Run, recipe), folder, quiet=True)
+    written = folder.with_suffix(".yaml")
+    written.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "llmlab", "run", str(written), "--out", str(folder), "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
