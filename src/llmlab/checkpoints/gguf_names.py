@@ -127,7 +127,7 @@ QWEN2 = replace(
     family=qwen2,
     keys=tuple(key for key in LLAMA.keys if key.config != "head_dim"),
     fixed={**LLAMA.fixed, "use_sliding_window": False, "head_dim": None},
-    copies={key: "attention.key_length" for key in ("attention.key_length", *LLAMA.copies)},
+    copies=dict.fromkeys(("attention.key_length", *LLAMA.copies), "attention.key_length"),
     flags={},
     neighbours={},
 )
