@@ -24,6 +24,7 @@ VOCAB = 264
 
 SHAPES = {
     "llama": {"position": Rope(base=5_000.0), "norm": RMSNorm(eps=1e-6), "feedforward": SwiGLU(width=40)},
+    "qwen2": {"position": Rope(base=5_000.0), "norm": RMSNorm(eps=1e-6), "feedforward": SwiGLU(width=40)},
     "gpt2": {"position": Learned(), "norm": LayerNorm(), "feedforward": GELUTanh(width=48, bias=True)},
 }
 ATTENTION = {
@@ -31,6 +32,7 @@ ATTENTION = {
     "llama-mha": MultiHead(heads=4),
     "llama-wide": GroupedQuery(heads=4, kv_heads=2, head_dim=16),
     "llama-bias": GroupedQuery(heads=4, kv_heads=1, bias=True),
+    "qwen2": GroupedQuery(heads=4, kv_heads=2, bias=True, output_bias=False),
     "gpt2": MultiHead(heads=4, bias=True),
 }
 FAMILY_KINDS = [f"{name}-{head}" for name in ATTENTION for head in ("tied", "free")]

@@ -18,7 +18,7 @@ from llmlab.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_fields
 from llmlab.errors import InputError
 from llmlab.tokenization.pieces import PRE, byte_letters
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import BPE, train_tokenizer
+from llmlab.tokenization.train import BPE, Unigram, WordPiece, train_tokenizer
 
 LETTERS = list(byte_letters())
 LETTER_IDS = {letter: id for id, letter in enumerate(LETTERS)}
@@ -172,6 +172,14 @@ def test_merges_that_no_scores_give_are_refused() -> None:
         tokenizer = Tokenizer(Backend.from_str(json.dumps(changed)), eos="</s>", unk="<unk>")
         with pytest.raises(InputError, match="merges that no scores"):
             tokenizer_fields(tokenizer, 300)
+
+
+@pytest.mark.parametrize("kind", [Unigram, WordPiece])
+def test_other_kinds_trained_here_are_refused_by_name(kind: Callable[..., Any]) -> None:
+    section = kind(vocab_size=300)
+    tokenizer = train_tokenizer(section, iter(["the whale is not a fish " * 20]))
+    with pytest.raises(InputError, match=f"a {kind.__name__} model.*convert to hf"):
+        tokenizer_fields(tokenizer, 300)
 
 
 def test_no_tokenizer_is_said(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def _config(file: GGUF) -> tuple[Dialect, dict[str, Any], dict[str, Any]]:
         raise InputError(f"{place}: {EMBEDDING}", f"is {shape}, where [tokens, {dim}] was expected")
     if heads > dim:
         raise InputError(place, f"{name}.attention.head_count is {heads}, for a width of {dim}")
-    for default, value in (("attention.head_count_kv", heads), ("attention.key_length", dim // heads)):
-        said.setdefault(default, value)
+    said = {"attention.head_count_kv": heads, "attention.key_length": dim // heads, **said}
+    config |= {key.config: said[key.theirs] for key in dialect.keys if key.theirs in said}
     for copy, source in dialect.copies.items():
         _expect(file, f"{name}.{copy}", said[source])
     for plain, value in dialect.plain.items():

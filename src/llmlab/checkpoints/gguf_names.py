@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from llmlab.errors import InputError
-from llmlab.families import gpt2, llama
+from llmlab.families import gpt2, llama, qwen2
 from llmlab.families.mapping import Entry, written
 from llmlab.model.transformer import Architecture
 
@@ -121,6 +121,17 @@ LLAMA = Dialect(
     neighbours={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
 )
 
+# LLaMA's names; its own biases, rows turned as in Hugging Face's files, and heads that divide the width.
+QWEN2 = replace(
+    LLAMA,
+    family=qwen2,
+    keys=tuple(key for key in LLAMA.keys if key.config != "head_dim"),
+    fixed={**LLAMA.fixed, "use_sliding_window": False, "head_dim": None},
+    copies=dict.fromkeys(("attention.key_length", *LLAMA.copies), "attention.key_length"),
+    flags={},
+    neighbours={},
+)
+
 GPT2 = Dialect(
     family=gpt2,
     layers="transformer.h.",
@@ -150,7 +161,7 @@ GPT2 = Dialect(
 )
 
 # By GGUF's name of the architecture; the first that can express a model writes it.
-DIALECTS = {"llama": LLAMA, "gpt2": GPT2}
+DIALECTS = {"llama": LLAMA, "qwen2": QWEN2, "gpt2": GPT2}
 
 
 def dialect_of(architecture: Architecture) -> tuple[str, Dialect, dict[str, Any]]:

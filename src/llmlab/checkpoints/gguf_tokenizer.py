@@ -130,7 +130,7 @@ def tokenizer_fields(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, 
         return {f"{PREFIX}.model": NONE[0]}
     spec = tokenizer.spec()
     if (kind := spec["model"]["type"]) != "BPE":
-        raise _refused(f"a {kind} model", "byte-level and SentencePiece BPE are written; convert to hf instead")
+        raise _refused(f"a {kind} model", "byte-level and SentencePiece BPE are written to gguf; convert to hf instead")
     for part in ("continuing_subword_prefix", "end_of_word_suffix"):
         if spec["model"].get(part):
             raise _refused(f"{part} {spec['model'][part]!r}")
@@ -153,7 +153,7 @@ def tokenizer_fields(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, 
 
 
 def _refused(what: str, hint: str = "convert to hf instead") -> InputError:
-    return InputError("tokenizer", f"has {what}, which llama.cpp has not", hint)
+    return InputError("tokenizer", f"has {what}, and llama.cpp would cut text otherwise", hint)
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, Any]:
