@@ -73,12 +73,38 @@ class Run(Section):
             raise ValueError(
                 f"{missing[0]} is missing: a life starts from text, tokenizer, model and pretrain, or from base"
             )
-        if self.tokenizer is not None and not self.tokenizer.lossless:
+        whole = self.pretrain is not None and self.pretrain.objective.whole_text
+        if self.tokenizer is not None and not self.tokenizer.lossless and whole:
             problem = f"a {self.tokenizer.kind} tokenizer does not keep the text, so there are no bits per byte"
             raise ValueError(f"{problem}; bpe and unigram keep it")
+        if self.pretrain is not None and self.model is not None:
+            _check_pretraining(self)
         if self.ppo is not None and self.reward is None:
             raise ValueError("ppo needs the reward section: it is what the policy is trained against")
         return self
+
+
+def _check_pretraining(recipe: Run) -> None:
+    """ValueError where the architecture lacks what the objective needs, or a later stage what the objective gives."""
+    assert recipe.pretrain is not None
+    assert recipe.model is not None
+    try:
+        recipe.pretrain.check(recipe.model)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    objective = recipe.pretrain.objective
+    if objective.next_token:
+        return
+    kind = objective.kind
+    for name in ("sft", "reward", "dpo", "ppo", "quantize"):
+        if getattr(recipe, name) is not None:
+            raise ValueError(
+                f"{name} needs a model that goes on with a text, which {kind} does not train (set it to null)"
+            )
+    for task in recipe.evaluate.tasks if recipe.evaluate is not None else ():
+        if task.needs_next_token:
+            problem = f"evaluate.tasks: {task.kind} asks for the next token, which {kind} does not train"
+            raise ValueError(f"{problem} (use evaluate.tasks=[held_out])")
 
 
 # ---------------------------------------------------------------- recipes
@@ -148,7 +174,12 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
     ) -> Stage:
         sections = {other: getattr(recipe, other) for other in (name, *others)}
         key = {other: section.model_dump(mode="json") if section else None for other, section in sections.items()}
-        return Stage(name, key | {"base": recipe.base}, parents, files, work, draws)
+        asked = {"special": special} if name == "tokenizer" and special else {}
+        return Stage(name, key | {"base": recipe.base} | asked, parents, files, work, draws)
+
+    special: tuple[str, ...] = ()
+    if recipe.pretrain is not None and recipe.model is not None:
+        special = recipe.pretrain.special(recipe.model)
 
     if (text := recipe.text) is not None:
         yield stage(
@@ -156,7 +187,10 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         )
     if (tokens := recipe.tokenizer) is not None:
         yield stage(
-            "tokenizer", ("text",), lambda out, session: tokenize(tokens, root / "text", out, session), draws=False
+            "tokenizer",
+            ("text",),
+            lambda out, session: tokenize(tokens, root / "text", out, session, special),
+            draws=False,
         )
     if (first := recipe.pretrain) is not None and (model := recipe.model) is not None:
 

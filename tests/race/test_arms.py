@@ -80,7 +80,7 @@ def test_the_key_is_of_what_decides_a_figure(tiny_recipe: Run) -> None:
         ({"evaluate.tasks": [["samples"], []]}, "changes nothing that a race measures"),
         ({"model.attention.heads": [2, 3]}, "3 heads do not divide dim"),
         ({"model.dim": [16, 2_000_000_000_000]}, "arm dim=2000000000000: cannot be built"),
-        ({"pretrain.length": [8, 9]}, "arm length=9: pretrain.length: 9 is beyond the model's context of 8"),
+        ({"pretrain.length": [8, 9]}, "pretrain.length: 9 is beyond the model's context of 8"),
         ({"text.held_out": [0.1, 0.2]}, "the arms differ in their text"),
     ],
     ids=str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,19 @@ class Batch:
     where: str = ""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.where)
+        return replace(
+            self, ids_BT=self.ids_BT.to(device), targets_BT=self.targets_BT.to(device), at=self.at.to(device)
+        )
+
+    def part(self, rows: slice, where: str = "") -> Batch:
+        """Some of its rows."""
+        return replace(
+            self,
+            ids_BT=self.ids_BT[rows],
+            targets_BT=self.targets_BT[rows],
+            at=self.at[rows],
+            where=where or self.where,
+        )
 
     @property
     def learnt(self) -> int:
@@ -42,6 +54,42 @@ class Batch:
     def tokens(self) -> int:
         """How many tokens are real, padding not counted."""
         return int(self.at.real.sum())
+
+
+@dataclass(frozen=True)
+class SourceBatch(Batch):
+    """What an encoder reads beside what its decoder says: `source_BS` int64, standing at `source_at`. A token of the
+    decoder sees the source of its own document."""
+
+    _: KW_ONLY
+    source_BS: Tensor
+    source_at: Places
+
+    def to(self, device: torch.device) -> SourceBatch:
+        source, at = self.source_BS.to(device), self.source_at.to(device)
+        return replace(super().to(device), source_BS=source, source_at=at)  # type: ignore[return-value, call-arg]
+
+    def part(self, rows: slice, where: str = "") -> SourceBatch:
+        source, at = self.source_BS[rows], self.source_at[rows]
+        return replace(super().part(rows, where), source_BS=source, source_at=at)  # type: ignore[return-value, call-arg]
+
+    @property
+    def tokens(self) -> int:
+        return super().tokens + int(self.source_at.real.sum())
+
+
+@dataclass(frozen=True)
+class TextPairBatch(Batch):
+    """Two texts a row; `follows_B` is true where the second is what followed the first."""
+
+    _: KW_ONLY
+    follows_B: Tensor
+
+    def to(self, device: torch.device) -> TextPairBatch:
+        return replace(super().to(device), follows_B=self.follows_B.to(device))  # type: ignore[return-value, call-arg]
+
+    def part(self, rows: slice, where: str = "") -> TextPairBatch:
+        return replace(super().part(rows, where), follows_B=self.follows_B[rows])  # type: ignore[return-value, call-arg]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ and which vocabulary the ids belong to. All numbers are little-endian.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,35 @@ Int64 = npt.NDArray[np.int64]
 
 SHARD_TOKENS = 1 << 24
 TOGETHER = 256  # documents encoded at a time
+
+
+class Corpus(Protocol):
+    """Documents end to end: `starts` int64 [documents + 1] says where each begins, `take` gives the ids anywhere."""
+
+    starts: Int64
+    tokens: int
+    documents: int
+    text_bytes: int
+    begin_id: int
+    end_id: int
+    fingerprint: str
+
+    def take(self, at: Int64) -> Int64: ...
+
+
+class Documents:
+    """A `Corpus` in memory, of documents that end with eos each; `text_bytes` of UTF-8 they stand for."""
+
+    def __init__(self, documents: Sequence[Any], text_bytes: int, begin_id: int, end_id: int) -> None:
+        rows = [np.asarray(ids, np.int64) for ids in documents]
+        self.starts: Int64 = np.cumsum([0, *map(len, rows)])
+        self._ids = np.concatenate([np.empty(0, np.int64), *rows])
+        self.tokens, self.documents, self.text_bytes = len(self._ids), len(rows), text_bytes
+        self.begin_id, self.end_id = begin_id, end_id
+        self.fingerprint = hashlib.sha256(self._ids.tobytes() + self.starts.tobytes()).hexdigest()
+
+    def take(self, at: Int64) -> Int64:
+        return np.asarray(self._ids[at], np.int64)
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:

@@ -7,6 +7,7 @@ recipe names. Any of them may be gzipped. Only a json file, which has no smaller
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -129,6 +130,14 @@ def read(sources: Iterable[Bundled | Files], reading: Reading) -> Iterator[Docum
     """The documents of all sources, in order; `reading` is filled on the way."""
     for source in sources:
         yield from source.read(reading)
+
+
+def texts_of(source: Files, limit: int | None = None) -> list[str]:
+    """The texts of a user's own file, the first `limit` of them. InputError where there is none."""
+    found = [document.text for document in islice(read((source,), Reading()), limit)]
+    if not found:
+        raise InputError(source.path, "holds no text")
+    return found
 
 
 def _pieces(path: Path, name: str, encoding: str, piece: int, reading: Reading) -> Iterator[Document]:

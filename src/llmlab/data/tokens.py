@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llmlab.data.shards import write_shards
@@ -13,12 +13,14 @@ from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
 
 
-def tokenize(section: TokenizerRecipe, text: Path, out: Path, session: Session) -> Figures:
+def tokenize(section: TokenizerRecipe, text: Path, out: Path, session: Session, special: Sequence[str] = ()) -> Figures:
     """Train on `text/train.jsonl`, encode both splits below `out`. The held-out text is never trained on.
 
+    `special` tokens that the tokenizer lacks get the ids after its last, so text is cut alike with and without them.
     Raises `Stopped` between two documents when the session asks to stop; nothing of it is kept.
     """
-    train_tokenizer(section, _until_stopped(read_texts(text / "train.jsonl"), session)).save(out)
+    trained = train_tokenizer(section, _until_stopped(read_texts(text / "train.jsonl"), session))
+    (trained.extended(special) if special else trained).save(out)
     tokenizer = Tokenizer.load(out)  # what later stages will read, special tokens and all
     figures: Figures = {"vocab_size": tokenizer.vocab_size}
     for split in ("train", "held_out"):

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llmlab.data.corruption import FOLLOWING, held_out_noise
 from llmlab.data.pack import Isolated, Stream
 from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError
-from llmlab.evaluation.perplexity import byte_lengths
 from llmlab.inference.engine import without_dropout
+from llmlab.objectives.kind import byte_lengths
 from llmlab.objectives.language import NextToken
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -81,10 +82,11 @@ def bits_beyond(
 def _nats(model: Any, shards: TokenShards, ends: Int64, length: int, multiple: int) -> float:
     window = multiple * length
     stream = Stream(shards, np.arange(shards.documents), window, Isolated())
-    objective, rows, total = NextToken(), max(1, min(64, _CELLS // window**2)), 0.0
+    objective, most, total = NextToken(), max(1, min(64, _CELLS // window**2)), 0.0
     with torch.inference_mode(), without_dropout(model):
-        for first in range(0, len(ends), rows):
-            starts = ends[first : first + rows] - window
-            batch = stream.batch(starts, np.full(len(starts), window - length))
+        for first in range(0, len(ends), most):
+            starts = ends[first : first + most] - window
+            rows = stream.rows(starts, np.full(len(starts), window - length))
+            batch = FOLLOWING.learn(rows, held_out_noise(FOLLOWING.planes, window, starts))
             total += float(objective(model, batch).sums["cross_entropy"])
     return total

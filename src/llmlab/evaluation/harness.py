@@ -60,7 +60,7 @@ def evaluate_model(
     """
     held_out = _held_out_beside(bundle)
     seed = _seed_beside(bundle) if seed is None else seed
-    chosen = names or ([_task_for(data)] if data is not None else [name for name in STANDARD if _can(name, held_out)])
+    chosen = names or _standard(bundle, data, held_out)
     results: list[Result] = []
     for name in chosen:
         task = name if isinstance(name, Task) else tasks.read(name)
@@ -68,8 +68,23 @@ def evaluate_model(
         if data is not None and (task.needs_file or len(chosen) == 1):
             changes["path"] = str(data)
         task = parse(type(task), task.model_dump() | changes, f"task {task.kind}")
+        _require_answers(task, bundle)
         results += task.run(Subject(bundle, seed, held_out))
     return {"tasks": [result.json() for result in results]}
+
+
+def _standard(bundle: Bundle, data: Path | None, held_out: Sequence[Ids] | None) -> list[str]:
+    """What a model is measured by where nothing is named."""
+    if not bundle.architecture.mask.one_way or bundle.architecture.encoder_layers:
+        return ["held_out"]
+    return [_task_for(data)] if data is not None else [name for name in STANDARD if _can(name, held_out)]
+
+
+def _require_answers(task: Task, bundle: Bundle) -> None:
+    """InputError where a task asks for the next token, and the model sees all of a text at once."""
+    if task.needs_next_token and not bundle.architecture.mask.one_way:
+        problem = f"asks for the next token, which a model with mask {bundle.architecture.mask.kind} does not give"
+        raise InputError(f"task {task.kind}", problem, "use the task held_out")
 
 
 def _can(name: str, held_out: Sequence[Ids] | None) -> bool:
@@ -144,6 +159,7 @@ def evaluate(
                 raise Stopped("evaluate: stopped; --resume measures again from its start")
             bundle = policies[name]
             bundle.model.to(session.device)
+            _require_answers(task, bundle)
             found[name] += task.run(Subject(bundle, session.seed, documents))
             meter.step(step, {})
     finally:

@@ -26,6 +26,7 @@ from llmlab.evaluation import statistics
 from llmlab.evaluation.statistics import Estimate
 from llmlab.inference.engine import Decoder, without_dropout
 from llmlab.model.places import Places
+from llmlab.objectives.kind import byte_lengths
 from llmlab.objectives.language import token_logprobs
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -132,12 +133,6 @@ def token_nats(model: Decoder, ids: Ids, stride: int | None = None) -> Tensor:
 def begin_id(tokenizer: Tokenizer) -> int | None:
     """The token that stands before a document's first: bos, else the eos of the document before."""
     return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-
-
-def byte_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """Bytes of text that each id stands for, 0 for special tokens. [V]."""
-    special = tokenizer.special_ids
-    return np.array([0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
 
 
 # ---------------------------------------------------------------- windows

@@ -44,6 +44,12 @@ CURVES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "answer_tokens": ("Answer length", "tokens", ()),
     "loss": ("Loss", "nats", ("held_out_loss",)),
     "held_out_bits_per_byte": ("Held-out text", "bits per byte", ()),
+    "held_out_suffix_bits_per_byte": ("Held-out suffixes", "bits per byte of the suffixes", ()),
+    "held_out_masked_accuracy": ("Held-out masked tokens", "share found", ()),
+    "held_out_masked_cross_entropy": ("Held-out masked tokens", "nats per masked token", ()),
+    "held_out_next_sentence_accuracy": ("Held-out pairs", "share right", ()),
+    "held_out_spans_bits_per_hidden_byte": ("Held-out spans", "bits per hidden byte", ()),
+    "held_out_blanks_bits_per_hidden_byte": ("Held-out blanks", "bits per hidden byte", ()),
     "accuracy": ("Accuracy", "share", ("held_out_accuracy",)),
     "margin": ("Margin", "score", ("held_out_margin",)),
     "held_out_exact_match": ("Exact match", "share of exercises", ()),
@@ -54,6 +60,12 @@ UNITS = {
 }  # fmt: skip
 METRICS = {
     "bits_per_byte": "Bits per byte",
+    "suffix_bits_per_byte": "Bits per byte of suffixes",
+    "masked_accuracy": "Masked tokens found",
+    "masked_cross_entropy": "Nats per masked token",
+    "next_sentence_accuracy": "Next sentence told",
+    "spans_bits_per_hidden_byte": "Bits per hidden byte, spans",
+    "blanks_bits_per_hidden_byte": "Bits per hidden byte, blanks",
     "exact_match": "Exact match",
     "gold_reward": "Gold reward",
     "courteous": "Courteous answers",
@@ -62,8 +74,14 @@ METRICS = {
     "accuracy_per_byte": "Accuracy, per byte",
     "accuracy_per_token": "Accuracy, per token",
 }
-SHARES = {"exact_match", "courteous", "accuracy", "accuracy_per_byte", "accuracy_per_token"}
-LOWER_IS_BETTER = {"bits_per_byte", "repetition"}
+SHARES = {
+    *("exact_match", "courteous", "accuracy", "accuracy_per_byte", "accuracy_per_token"),
+    *("masked_accuracy", "next_sentence_accuracy"),
+}
+LOWER_IS_BETTER = {
+    *("bits_per_byte", "repetition", "suffix_bits_per_byte", "masked_cross_entropy"),
+    *("spans_bits_per_hidden_byte", "blanks_bits_per_hidden_byte"),
+}
 
 
 def write_report(run_folder: Path) -> Path:

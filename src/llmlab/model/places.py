@@ -4,9 +4,10 @@
                         and  order_j <= order_i            (<, for the query stream of permutation models)
                         and  (no window, or order_i - order_j < window, or order_j < sinks)
 
-Causal is order 0, 1, 2, ...; bidirectional is order 0 everywhere; a prefix is order max(0, i - P + 1); a permutation is
-each token's rank; blank infilling is 0, then rank; padding is document -1; packing is several documents in one row.
-Cross-attention asks for the document only. Padding, packing, caches and windows need no special case.
+Causal is order 0, 1, 2, ...; bidirectional is order 0 everywhere; a prefix is order max(0, i - P + 1), of
+none causal; a permutation is each token's rank; blank infilling is 0, then rank; padding is document -1; packing is
+several documents in one row. Cross-attention asks for the document only. Padding, packing, caches and windows need no
+special case.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Places:
     def prefix(self, lengths: Sequence[int] | Tensor) -> Places:
         """The same causal places where the first `lengths[row]` tokens of each document see one another."""
         size = torch.as_tensor(lengths, device=self.order.device).view(-1, 1)
-        return Places(self.position, (self.order - size + 1).clamp(min=0), self.document, self.segment)
+        order = (self.order - (size - 1).clamp(min=0)).clamp(min=0)  # of none it is causal to the last number
+        return Places(self.position, order, self.document, self.segment)
 
     def sees(self, keys: Places, window: int | None = None, sinks: int = 0, strict: bool = False) -> Tensor:
         """The mask rule: bool [B, T, S], true where query i of self sees key j of `keys`."""

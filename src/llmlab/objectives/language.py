@@ -6,7 +6,8 @@ a tenth of its tokens costs a tenth of the head. Log-softmax runs in float32 wha
 Shapes: B rows, T tokens, N learnt positions of the batch, D width, V vocabulary.
 """
 
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from llmlab.data.batch import IGNORE, Batch
 from llmlab.objectives.objective import Objective, Terms
+
+B = TypeVar("B", bound=Batch)
 
 
 class Selected(NamedTuple):
@@ -27,37 +30,59 @@ class Selected(NamedTuple):
 def logits_where_learnt(model: Any, batch: Batch, role: Any = None) -> Selected:
     """Float32 logits at the positions whose target is not `IGNORE`, and nowhere else. On the model's device."""
     batch = batch.to(next(model.parameters()).device)
-    hidden_BTD = model.hidden(batch.ids_BT, batch.at, role=role)
-    flat_BTxD, targets_BTx = hidden_BTD.flatten(0, 1), batch.targets_BT.flatten()
+    return selected(model, model.hidden(batch.ids_BT, batch.at, role=role), batch.targets_BT)
+
+
+def selected(model: Any, hidden_BTD: Tensor, targets_BT: Tensor) -> Selected:
+    """The same from hidden states that are there already."""
+    flat_BTxD, targets_BTx = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     where_N = (targets_BTx != IGNORE).nonzero().squeeze(1)
     if len(where_N) < len(targets_BTx):
         flat_BTxD, targets_BTx = flat_BTxD.index_select(0, where_N), targets_BTx.index_select(0, where_N)
     return Selected(model.logits(flat_BTxD).float(), targets_BTx, where_N)
 
 
-class NextToken(Objective[Batch]):
+class TokenPrediction(Objective[B], ABC):
     """Cross entropy in nats a token over targets that are not -100 (term `cross_entropy`), accuracy as a figure.
 
     `z_loss` > 0 adds the term `z`: the squared log of the softmax's denominator, which keeps logits from drifting
-    (PaLM, Chowdhery et al. 2022, section 5); it is a mean over the same tokens.
+    (PaLM, Chowdhery et al. 2022, section 5); it is a mean over the same tokens. What a prediction is read off is the
+    subclass's own: `hidden`.
     """
 
     def __init__(self, z_loss: float = 0.0) -> None:
         self.weights = {"cross_entropy": 1.0} | ({"z": z_loss} if z_loss else {})
 
-    def counts(self, batch: Batch) -> dict[str, float]:
+    def counts(self, batch: B) -> dict[str, float]:
         return dict.fromkeys(self.weights, float(batch.learnt))
 
-    def amounts(self, batch: Batch) -> dict[str, float]:
+    def amounts(self, batch: B) -> dict[str, float]:
         return text_amounts(batch)
 
-    def __call__(self, model: Any, batch: Batch) -> Terms:
-        logits_NV, targets_N, _ = logits_where_learnt(model, batch)
+    @abstractmethod
+    def hidden(self, model: Any, batch: B) -> Tensor:
+        """[B, T, D], from which the targets are predicted; the batch lies on the model's device."""
+
+    def __call__(self, model: Any, batch: B) -> Terms:
+        batch = cast(B, batch.to(next(model.parameters()).device))
+        return self.terms(model, batch, self.hidden(model, batch))
+
+    def terms(self, model: Any, batch: B, hidden_BTD: Tensor) -> Terms:
+        """The terms from the hidden states."""
+        logits_NV, targets_N, _ = selected(model, hidden_BTD, batch.targets_BT)
         sums = {"cross_entropy": F.cross_entropy(logits_NV, targets_N, reduction="sum")}
         if "z" in self.weights:
             sums["z"] = torch.logsumexp(logits_NV, -1).square().sum()
         hits = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return Terms(sums, {"accuracy": (hits, float(len(targets_N)))})
+
+
+class NextToken(TokenPrediction[Batch]):
+    """Targets are read off the stream of what was given: the next token, or the one that a mask hides."""
+
+    def hidden(self, model: Any, batch: Batch) -> Tensor:
+        states: Tensor = model.hidden(batch.ids_BT, batch.at)
+        return states
 
 
 def text_amounts(batch: Batch) -> dict[str, float]:

@@ -167,6 +167,11 @@ def _comparable(arms: Sequence[Arm], measure: Measure) -> None:
     if measure.compares and any(arm.recipe.tokenizer is None for arm in arms):
         hint = "seconds, peak_bytes and parameters need none"
         raise InputError(f"--measure {measure.name}", "needs held-out text, and a recipe with a base has none", hint)
+    for arm in arms:
+        objective = arm.recipe.pretrain.objective if arm.recipe.pretrain is not None else None
+        if measure.family != "cost" and objective is not None and not objective.next_token:
+            problem = f"{measure.name} asks for the next token, which {objective.kind} does not train"
+            raise InputError(f"arm {arm.name}: pretrain.objective", problem, "measure parameters or seconds")
     problems = {
         "text": ("the arms differ in their text, so no figure of one is of what the other reads", "vary no text"),
         "tokenizer": ("the arms differ in their tokenizer", "only bits_per_byte compares tokenizers"),

@@ -215,6 +215,14 @@ class Tokenizer:
         after = list(self._marking.encode(self._special_tokens[0] + "a", add_special_tokens=False).ids)
         return after[1:] == self.encode("a")
 
+    def extended(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with those of these special tokens that it lacks, after its last id: text is cut as
+        before."""
+        backend = Backend.from_str(self._marking.to_str())
+        missing = [token for token in tokens if self.token_id(token) is None]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+        return Tokenizer(backend, self.bos_token, self.eos_token, self.pad_token, self.unk_token, self.chat_template)
+
     # ------------------------------------------------------------ files
 
     def save(self, folder: Path) -> None:

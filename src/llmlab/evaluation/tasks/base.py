@@ -69,6 +69,7 @@ class Task(Section, ABC):
     """Settings of one task. `needs_file` tasks cannot run without the user's own data."""
 
     needs_file: ClassVar[bool] = False
+    needs_next_token: ClassVar[bool] = True  # whether only a model that goes on with a text can be measured
 
     kind: str
     path: str | None = Field(None, description="the user's own file for this task")

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from llmlab.data.sources import Files, Reading, read
+from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation.perplexity import Scores, score_documents, score_texts
 from llmlab.evaluation.tasks import base
@@ -32,18 +32,10 @@ class Task(base.Task):
     def _scores(self, subject: Subject) -> Scores:
         model, tokenizer = subject.bundle.model, subject.tokenizer
         if self.path is not None:
-            return score_texts(model, tokenizer, self._texts(self.path), self.stride)
+            return score_texts(
+                model, tokenizer, texts_of(Files(path=self.path, text=self.text), self.limit), self.stride
+            )
         if subject.held_out is None:
             problem = "there is no held-out text to read"
             raise InputError(self.kind, problem, "give a text file with path, or --data FILE")
         return score_documents(model, tokenizer, subject.held_out[: self.limit], self.stride)
-
-    def _texts(self, path: str) -> list[str]:
-        found = []
-        for document in read((Files(path=path, text=self.text),), Reading()):
-            found.append(document.text)
-            if self.limit is not None and len(found) >= self.limit:
-                break
-        if not found:
-            raise InputError(path, "holds no text")
-        return found
