@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
+from llmlab.data.pack import Isolated
+from llmlab.errors import InputError
 from llmlab.model.block import Wiring
 from llmlab.model.feedforward import FeedForwardPart
 from llmlab.model.masks import Mask
@@ -16,6 +19,11 @@ from llmlab.model.mixers import AttentionPart
 from llmlab.model.norms import Norm
 from llmlab.model.positions import Position
 from llmlab.model.rotary import Scaling
+from llmlab.model.transformer import Architecture
+from llmlab.objectives.kind import Kind
+from llmlab.objectives.pretraining import PretrainObjective
+from llmlab.recipe import parse
+from llmlab.training.pretrain import Pretrain
 
 SHARED = Path(os.environ.get("LLMLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
@@ -66,6 +74,23 @@ NEEDED: dict[str, dict[str, Any]] = {  # fields of a scaling that have no defaul
 FEEDFORWARDS, ATTENTIONS, WIRINGS = members(FeedForwardPart), members(AttentionPart), members(Wiring)
 
 
+@pytest.fixture(scope="session")
+def suited() -> Callable[..., Architecture]:
+    """suited(objective, **parts): a small architecture that has what an objective needs."""
+
+    def find(objective: Kind, **parts: Any) -> Architecture:
+        for suit in SUITS:
+            model = parse(Architecture, {"layers": 2, "dim": 32, "context": 32} | suit | parts)
+            try:
+                objective.check(model, Isolated())
+            except InputError:
+                continue
+            return model
+        raise AssertionError(f"no architecture above goes with {objective}")
+
+    return find
+
+
 def kind(member: type) -> str:
     return str(member.model_fields["kind"].default)  # type: ignore[attr-defined]
 
@@ -83,6 +108,28 @@ ATTENTION_SETTINGS: list[dict[str, Any]] = [
     {"kind": "mha", "window": 3},
     {"kind": "gqa", "window": 3, "sinks": 1, "norm": True, "bias": True, "scale": 1.0},
 ]
+
+
+OBJECTIVE_SETTINGS: list[dict[str, Any]] = [
+    *({"kind": kind(member)} for member in members(PretrainObjective)),
+    {"kind": "prefix", "length": 3},
+    {"kind": "masked", "span": 2.0, "masking": {"kind": "static", "copies": 2}},
+    {"kind": "masked", "next_sentence": True},
+    {"kind": "blanks", "rate": 0.3, "mean": 2.0},
+]
+# What an objective may need of an architecture, the plainest first; a new one that none of these suits says so itself.
+SUITS: list[dict[str, Any]] = [
+    {"mask": "causal"},
+    {"mask": "prefix"},
+    {"mask": "bidirectional"},
+    {"mask": "bidirectional", "pooled": 2, "embedding": {"segments": 2}},
+    {"mask": "bidirectional", "streams": 2},
+    {"mask": "causal", "encoder_layers": 2, "position": "t5"},
+]
+
+
+def objective_of(settings: dict[str, Any]) -> Kind:
+    return parse(Pretrain, {"objective": settings}).objective
 
 
 def goes_with(position: dict[str, Any], attention: dict[str, Any]) -> bool:
@@ -113,6 +160,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, kinds in unions.items():
         if f"{name}_kind" in metafunc.fixturenames:
             metafunc.parametrize(f"{name}_kind", kinds, ids=lambda kind: kind.model_fields["kind"].default)
+    if "objective" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "objective", [objective_of(one) for one in OBJECTIVE_SETTINGS], ids=map(told, OBJECTIVE_SETTINGS)
+        )
     for name, fits in (("mixing", True), ("misfit", False)):
         if name in metafunc.fixturenames:
             pairs = [pair for pair in PAIRS if goes_with(*pair) == fits]

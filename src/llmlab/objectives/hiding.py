@@ -186,7 +186,7 @@ class Blanks(Kind):
 
     def reading(self, length: int) -> int:
         """Each span brings a blank and a start."""
-        fits = [size for size in range(1, length + 1) if size + 2 * _most_spans(size, self.rate, self.mean) <= length]
+        fits = [size for size in range(2, length + 1) if size + 2 * _most_spans(size, self.rate, self.mean) <= length]
         if not fits:
             raise InputError("pretrain.length", f"{length} tokens are too few for a blank", "at least 4")
         return fits[-1]
