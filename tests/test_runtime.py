@@ -38,6 +38,19 @@ def test_a_failure_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["write", "rename"])
+def test_a_file_that_was_not_finished_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    with runtime.atomic_file(target) as work:
+        work.write_text("old")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), runtime.atomic_file(target) as work:
+        work.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
 def test_kill_9_while_saving_leaves_the_old_file(tmp_path: Path, moment: str) -> None:
     """Trap 41. The child kills itself in the middle of the write, or between write and rename."""
     target = tmp_path / "state.json"
