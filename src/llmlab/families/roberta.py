@@ -25,9 +25,11 @@ from llmlab.model.positions import Learned
 from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "roberta"
+PUBLISHED = "2019-07"
 PREFIX = "roberta."
 IGNORED = ("position_ids", "token_type_ids")  # buffers that old folders hold
-TIED = ("lm_head.decoder.weight", "lm_head.decoder.bias")
+HEAD = "lm_head.decoder.weight"
+TIED = ("lm_head.decoder.bias",)
 CLASSES = {"RobertaForMaskedLM": (True, False), "RobertaModel": (False, False)}
 
 
@@ -44,7 +46,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     offset = padding + 1
     head, pooled = read_heads(config, CLASSES, GELU())
     return Architecture(
-        **read_trunk(config, MODEL_TYPE),
+        **read_trunk(config),
         position=Learned(offset=offset),
         context=config.get("max_position_embeddings", 514) - offset,
         head=head,
