@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from llmlab.errors import InputError
 from llmlab.families.bert import (
     both,
     embedding_names,
@@ -18,15 +17,17 @@ from llmlab.families.bert import (
     write_heads,
     write_trunk,
 )
-from llmlab.families.mapping import Entry
+from llmlab.families.mapping import Entry, only
 from llmlab.model.heads import TransformedHead
 from llmlab.model.positions import Learned
 from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "albert"
+PUBLISHED = "2019-09"
 PREFIX = "albert."
 IGNORED = ("position_ids", "token_type_ids")  # buffers that old folders hold
-TIED = ("predictions.decoder.weight", "predictions.decoder.bias")
+HEAD = "predictions.decoder.weight"
+TIED = ("predictions.decoder.bias",)
 CLASSES = {"AlbertForPreTraining": (True, True), "AlbertForMaskedLM": (True, False), "AlbertModel": (False, False)}
 
 
@@ -37,10 +38,8 @@ def settle(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
 
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
-    for field in ("num_hidden_groups", "inner_group_num"):
-        if config.get(field, 1) != 1:
-            raise InputError(f"config.json: {field}", f"{config[field]} is not built", "one block is shared by all")
-    trunk = read_trunk({"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0, **config}, MODEL_TYPE)
+    only(config, num_hidden_groups=1, inner_group_num=1)
+    trunk = read_trunk({"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0, **config})
     head, pooled = read_heads(config, CLASSES, trunk["feedforward"])
     trunk["embedding"] = trunk["embedding"].model_copy(update={"dim": config.get("embedding_size", 128)})
     return Architecture(
