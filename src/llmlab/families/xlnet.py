@@ -15,7 +15,7 @@ from torch import Tensor
 from llmlab.errors import InputError, unknown
 from llmlab.families.bert import both
 from llmlab.families.gpt2 import ACTIVATIONS
-from llmlab.families.mapping import Entry, expect
+from llmlab.families.mapping import Entry, chosen, expect, only
 from llmlab.model.attention import MultiHead
 from llmlab.model.block import Post
 from llmlab.model.heads import NoHead, PlainHead
@@ -25,12 +25,13 @@ from llmlab.model.relative import XL
 from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "xlnet"
+PUBLISHED = "2019-06"
 PREFIX = "transformer."
 IGNORED = ()
-TIED = ("lm_loss.weight",)
+HEAD = "lm_loss.weight"
 FREE = ("context",)  # it has no longest text
 CLASSES = {"XLNetLMHeadModel": True, "XLNetModel": False}
-MASKS = {"bi": Bidirectional(), "uni": Causal()}
+MASKS: dict[str, Bidirectional | Causal] = {"bi": Bidirectional(), "uni": Causal()}
 
 
 def settle(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -43,28 +44,20 @@ def settle(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
 
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
+    only(config, bi_data=False, same_length=False)
     name = (config.get("architectures") or ["XLNetLMHeadModel"])[0]
-    activation, sees = config.get("ff_activation", "gelu"), config.get("attn_type", "bi")
-    for field, value, allowed in (
-        ("architectures", name, CLASSES),
-        ("ff_activation", activation, ACTIVATIONS),
-        ("attn_type", sees, MASKS),
-    ):
-        if value not in allowed:
-            raise unknown(f"config.json: {field}", str(value), allowed)
-    for field in ("bi_data", "same_length"):
-        if config.get(field):
-            raise InputError(f"config.json: {field}", f"{config[field]} is not built", "published models have false")
+    if name not in CLASSES:
+        raise unknown("config.json: architectures", str(name), CLASSES)
     clamp = config.get("clamp_len", -1)
     return Architecture(
         layers=config["n_layer"],
         dim=config["d_model"],
         context=512,
-        mask=MASKS[sees],
+        mask=chosen(config, "attn_type", MASKS, "bi"),
         position=XL(segments=True, furthest=clamp if clamp > 0 else None),
         norm=LayerNorm(eps=config.get("layer_norm_eps", 1e-12)),
         attention=MultiHead(heads=config["n_head"], head_dim=config.get("d_head")),
-        feedforward=ACTIVATIONS[activation](width=config["d_inner"], bias=True),
+        feedforward=chosen(config, "ff_activation", ACTIVATIONS, "gelu")(width=config["d_inner"], bias=True),
         wiring=Post(),
         streams=2,
         head=PlainHead(bias=True) if CLASSES[name] else NoHead(),
