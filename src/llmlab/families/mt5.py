@@ -11,10 +11,10 @@ from llmlab.families import t5
 from llmlab.families.t5 import IGNORED, PREFIX, names
 from llmlab.model.transformer import Architecture
 
-__all__ = ["IGNORED", "MODEL_TYPE", "PREFIX", "VARIANT_OF", "names", "read_config", "settle", "write_config"]
+__all__ = ["IGNORED", "MODEL_TYPE", "PREFIX", "PUBLISHED", "names", "read_config", "settle", "write_config"]
 
 MODEL_TYPE = "mt5"
-VARIANT_OF = "t5"
+PUBLISHED = "2020-10"
 
 
 def settle(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.errors import InputError, unknown
-from llmlab.families.mapping import Entry, expect
+from llmlab.errors import InputError
+from llmlab.families.mapping import Entry, changed, chosen, expect, only
 from llmlab.model.attention import MultiHead
 from llmlab.model.feedforward import GEGLU, GELU, FeedForwardPart, GELUTanh, ReGLU, ReLU, SwiGLU, Swish
 from llmlab.model.heads import PlainHead
@@ -20,6 +20,7 @@ from llmlab.model.relative import T5Bias
 from llmlab.model.transformer import Architecture
 
 MODEL_TYPE = "t5"
+PUBLISHED = "2019-10"
 PREFIX = ""
 # The table once more, under the names of both stacks; and a bias that the first release stored and never used.
 IGNORED = (
@@ -54,11 +55,8 @@ def _scaled(config: Mapping[str, Any]) -> bool:
 
 def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
     """A Hugging Face config.json as (architecture, vocab_size)."""
-    proj = config.get("feed_forward_proj", "relu")
-    if proj not in FEEDFORWARDS:
-        raise unknown("config.json: feed_forward_proj", str(proj), FEEDFORWARDS)
-    if not config.get("is_encoder_decoder", True):
-        raise InputError("config.json: is_encoder_decoder", "False is not built", f"{MODEL_TYPE} has both")
+    only(config, is_encoder_decoder=True)
+    feedforward = chosen(config, "feed_forward_proj", FEEDFORWARDS, "relu")
     dim, layers = config["d_model"], config["num_layers"]
     return Architecture(
         encoder_layers=layers,
@@ -71,7 +69,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Architecture, int]:
         ),
         norm=RMSNorm(eps=config.get("layer_norm_epsilon", 1e-6)),
         attention=MultiHead(heads=config["num_heads"], head_dim=config["d_kv"], scale=1.0),
-        feedforward=FEEDFORWARDS[proj].model_copy(update={"width": config["d_ff"]}),
+        feedforward=changed(feedforward, width=config["d_ff"]),
         start_id=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
         head=PlainHead(scale=dim**-0.5 if _scaled(config) else 1.0),
         tied=config.get("tie_word_embeddings", True),
