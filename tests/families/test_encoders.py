@@ -1,4 +1,4 @@
-"""BERT and its kin: losses, folders as the hub has them, and configs that are refused."""
+"""Encoders and encoder-decoders against transformers: outputs, folders both ways, losses, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,93 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llmlab.checkpoints.hf import load_hf, save_hf
 from llmlab.errors import InputError
 from llmlab.families import mapping
 from llmlab.model.places import Places
+from llmlab.model.transformer import Architecture
 
-from .references import BERT, REFERENCES, opened, reference, texts, transformers
+from .references import BERT, REFERENCES, reference, transformers
+from .sides import TOLERANCE, difference, opened, texts
+
+NAMES = [name for name, configs in REFERENCES.items() if "as" in configs[0]]
+CASES = [pytest.param(name, config, id=f"{name}-{i}") for name in NAMES for i, config in enumerate(REFERENCES[name])]
+
+
+def plain_names(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix that a model saved alone lacks."""
+    prefix = mapping.family(name).PREFIX
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def test_the_families_are_there() -> None:
+    assert set(NAMES) == {"bert", "roberta", "albert", "xlnet", "t5", "mt5"}
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_outputs_equal_the_reference(name: str, config: dict[str, Any]) -> None:
+    """And each tensor leaves as it came; only duplicates of tied ones are not written."""
+    theirs = reference(name, config)
+    ours = opened(name, theirs)
+    assert difference(theirs, ours) < TOLERANCE
+    family = mapping.family(name)
+    again = plain_names(name, mapping.to_hf(family, ours.architecture, ours.state_dict()))
+    expected = plain_names(name, theirs.state_dict())
+    tied = [getattr(family, "HEAD", mapping.HEAD), *getattr(family, "TIED", ())] if ours.architecture.tied else []
+    dropped = (*family.IGNORED, *tied, "nothing")
+    assert set(again) == {key for key in expected if not key.endswith(dropped)}
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in again.items())
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_a_folder_is_read_and_written(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """What the reference saved we open, and what we save it opens with its own class, each with equal outputs."""
+    theirs = reference(name, config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    bundle = load_hf(tmp_path / "theirs")
+    assert difference(theirs, bundle.model) < TOLERANCE
+    save_hf(tmp_path / "ours", bundle)
+    assert load_hf(tmp_path / "ours").architecture == bundle.architecture
+    kind = type(theirs) if name != "mt5" else transformers.T5ForConditionalGeneration
+    back, told = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(told.values()), told
+    assert difference(back.eval(), bundle.model) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_config_there_and_back(name: str, config: dict[str, Any]) -> None:
+    family, theirs = mapping.family(name), reference(name, config)
+
+    def read(config: dict[str, Any]) -> tuple[Architecture, int]:
+        whole: tuple[Architecture, int] = family.read_config(mapping.settled(family, config, theirs.state_dict()))
+        return whole
+
+    architecture, vocab_size = read(theirs.config.to_dict())
+    written = mapping.written(family, architecture, vocab_size)
+    assert family.read_config(written) == (architecture, vocab_size)
+    assert read(transformers.AutoConfig.for_model(**written).to_dict()) == (architecture, vocab_size)
+    leaves_as = mapping.family_of(architecture).MODEL_TYPE
+    assert leaves_as == ("t5" if name == "mt5" else name)  # which compute the same: the one published first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_unknown_and_misshapen_tensors_are_errors(name: str) -> None:
+    family = mapping.family(name)
+    theirs = reference(name, REFERENCES[name][0])
+    ours = opened(name, theirs)
+    good = dict(theirs.state_dict())
+    first = family.names(ours.architecture)[1].theirs
+    with pytest.raises(InputError, match=f"{first}: this tensor is missing"):
+        mapping.from_hf(family, ours, {key: value for key, value in good.items() if key != first})
+    with pytest.raises(InputError, match="surprise: unknown tensor"):
+        mapping.from_hf(family, ours, good | {"surprise": torch.zeros(1)})
+    with pytest.raises(InputError, match="has shape"):
+        mapping.from_hf(family, ours, good | {first: torch.cat([good[first]] * 2)})
+
+
+# ---------------------------------------------------------------- losses
 
 PADDED = Places.of_lengths([9, 4, 7], 9).bidirectional()
 
@@ -59,6 +139,9 @@ def test_roberta_counts_positions_as_the_reference_does_by_itself() -> None:
     assert (got - expected)[at.real].abs().max() < 1e-4
 
 
+# ---------------------------------------------------------------- folders as they are
+
+
 def test_hub_folders_with_old_names_buffers_and_more_heads_than_their_class(tmp_path: Path) -> None:
     """As bert-base-uncased lies on the hub: gamma and beta, a buffer of positions, the heads of pretraining under the
     class of masked tokens."""
@@ -97,7 +180,7 @@ def test_a_trunk_with_and_without_its_pooler(tmp_path: Path) -> None:
     ("name", "field", "value", "message"),
     [
         ("bert", "hidden_act", "gelo", "config.json: hidden_act: unknown value 'gelo' .did you mean 'gelu'"),
-        ("bert", "position_embedding_type", "relative_key", "position_embedding_type: relative_key is not built"),
+        ("bert", "position_embedding_type", "relative_key", "embedding_type: 'relative_key' is not built"),
         ("bert", "is_decoder", True, "is_decoder: True is not built"),
         (
             "bert",

@@ -12,7 +12,8 @@ from llmlab.errors import InputError
 from llmlab.inference.cache import DenseCache
 from llmlab.model.places import Places
 
-from .references import REFERENCES, opened, reference, texts
+from .references import REFERENCES, reference
+from .sides import opened, texts
 
 ANSWERS = texts().flip(1)[:, :6]
 CASES = [(name, config) for name in ("t5", "mt5") for config in REFERENCES[name]]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from llmlab.inference.cache import DenseCache
 from llmlab.model.places import Places
 
-from .references import REFERENCES, opened, reference, texts
+from .references import REFERENCES, reference
+from .sides import opened, texts
 
 LENGTH = 9
 LINE = torch.arange(LENGTH).expand(3, -1)
