@@ -218,14 +218,62 @@ REFERENCES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# ---------------------------------------------------------------- encoders and encoder-decoders
+# `as` names the reference's class, `untied` gives it a head of its own, whatever its config says.
+
+BERT = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 40}
+XLNET = {"d_model": 32, "n_head": 4, "n_layer": 2, "d_inner": 40}
+T5 = {"d_model": 32, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "pad_token_id": 0}
+V1_1 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+REFERENCES |= {
+    "bert": [
+        {"as": "BertForPreTraining", **BERT},
+        {"as": "BertForMaskedLM", **BERT, "hidden_act": "gelu_new", "layer_norm_eps": 0.1},
+        {"as": "BertForNextSentencePrediction", **BERT, "hidden_act": "relu", "type_vocab_size": 3},
+        {"as": "BertModel", **BERT},
+    ],
+    "roberta": [
+        {"as": "RobertaForMaskedLM", **BERT, "type_vocab_size": 1, "pad_token_id": 1},
+        {"as": "RobertaModel", **BERT, "pad_token_id": 3},
+    ],
+    "albert": [
+        {"as": "AlbertForPreTraining", **BERT, "embedding_size": 12},
+        {"as": "AlbertForMaskedLM", **BERT, "embedding_size": 32, "hidden_act": "gelu"},
+        {"as": "AlbertModel", **BERT, "embedding_size": 12},
+    ],
+    "xlnet": [
+        {"as": "XLNetLMHeadModel", **XLNET},
+        {"as": "XLNetLMHeadModel", **XLNET, "clamp_len": 3, "attn_type": "uni", "tie_word_embeddings": False},
+        {"as": "XLNetModel", **XLNET, "ff_activation": "relu"},
+    ],
+    "t5": [
+        {"as": "T5ForConditionalGeneration", **T5, "num_decoder_layers": 3},
+        {"as": "T5ForConditionalGeneration", **V1_1},
+        {"as": "T5ForConditionalGeneration", **V1_1, "feed_forward_proj": "gated-silu", "untied": True},
+    ],
+    "mt5": [
+        {"as": "MT5ForConditionalGeneration", **V1_1, "untied": True},
+        {"as": "MT5ForConditionalGeneration", **T5, "feed_forward_proj": "relu", "layer_norm_epsilon": 0.1},
+    ],
+}
+
 
 def reference(name: str, config: dict[str, Any]) -> Any:
     """The model in float32, with gains and biases that a test can see."""
     torch.manual_seed(0)
     small = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.3}
-    made = transformers.AutoConfig.for_model(name, **small, **_copy(config))
-    model = transformers.AutoModelForCausalLM.from_config(made).eval().float()
+    rest = {key: value for key, value in _copy(config).items() if key not in ("as", "untied")}
+    made = transformers.AutoConfig.for_model(name, **small | rest)
+    if "as" in config:
+        model = getattr(transformers, config["as"])(made).eval().float()
+        model.config.architectures = [config["as"]]
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(made).eval().float()
     with torch.no_grad():
+        if config.get("untied"):
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)

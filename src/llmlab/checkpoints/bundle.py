@@ -28,8 +28,9 @@ class Bundle:
 def skeleton(architecture: Architecture, vocab_size: int, tensors: Sized, place: str) -> Transformer:
     """The model without memory, for its names and shapes. A config that promises more layers than the file has
     tensors is refused before anything is built."""
-    if architecture.layers > len(tensors):
-        raise InputError(place, f"{architecture.layers} layers are promised, but there are only {len(tensors)} tensors")
+    layers = max(0 if architecture.shared else architecture.layers, architecture.encoder_layers)
+    if layers > len(tensors):
+        raise InputError(place, f"{layers} layers are promised, but there are only {len(tensors)} tensors")
     try:
         with torch.device("meta"):
             return Transformer(architecture, vocab_size)

@@ -6,6 +6,7 @@ names. Weights in pickles (`pytorch_model.bin`) are refused: loading one can run
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmlab.checkpoints.native import (
     write_safetensors,
 )
 from llmlab.errors import InputError
-from llmlab.families.mapping import family, family_of, from_hf, to_hf, written
+from llmlab.families.mapping import family, family_of, from_hf, settled, to_hf, written
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.runtime import atomic_folder, atomic_json
 from llmlab.tokenization.chat import Renderer
@@ -44,6 +45,8 @@ def load_hf(folder: Path) -> Bundle:
     known = family(str(config.get("model_type"))[:80], f"{place}: model_type")
     architecture, vocab_size = _read_config(known, config, place)
     tensors = _read_tensors(folder)
+    if (whole := settled(known, config, tensors)) != config:
+        architecture, vocab_size = _read_config(known, whole, place)
     model = skeleton(architecture, vocab_size, tensors, place)
     try:
         state = from_hf(known, model, tensors)
@@ -74,6 +77,8 @@ def write_hf(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> N
         tokenizer.save(folder)
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     atomic_json(folder / CONFIG, special | config)  # a token that the architecture needs is said by the family itself
+    if (start := model.architecture.start_id) is not None:
+        special["decoder_start_token_id"] = start
     atomic_json(folder / GENERATION, special | {"eos_token_id": _stop_ids(tokenizer)})
     write_safetensors(folder / WEIGHTS, to_hf(known, model.architecture, plain_state(model)), {"format": "pt"})
 
@@ -86,7 +91,7 @@ def _stop_ids(tokenizer: Tokenizer | None) -> list[int] | None:
     return sorted(id for id in stops if id is not None) or None
 
 
-def _read_config(known: Any, config: dict[str, Any], place: str) -> tuple[Architecture, int]:
+def _read_config(known: Any, config: Mapping[str, Any], place: str) -> tuple[Architecture, int]:
     try:
         architecture, vocab_size = known.read_config(config)
     except KeyError as error:

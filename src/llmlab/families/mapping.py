@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -144,13 +145,22 @@ def to_ours(
 HEAD = "lm_head.weight"  # a family with another name for it says so in its own HEAD; this one is read besides
 
 
+def settled(known: ModuleType, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """The config, and what of this family only the weights tell: which heads there are, say."""
+    settle = getattr(known, "settle", None)
+    answer: Mapping[str, Any] = config if settle is None else settle(config, tensors)
+    return answer
+
+
 def from_hf(known: ModuleType, model: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of `model` out of the tensors of this family."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     head = getattr(known, "HEAD", HEAD)
     if head not in tensors and HEAD in tensors:
         tensors = {head if name == HEAD else name: tensor for name, tensor in tensors.items()}
-    ignored = [*known.IGNORED, *([head] if model.architecture.tied else [])]
+    for old, new in getattr(known, "RENAMED", {}).items():
+        tensors = {re.sub(f"{re.escape(old)}$", new, name): tensor for name, tensor in tensors.items()}
+    ignored = [*known.IGNORED, *([head, *getattr(known, "TIED", ())] if model.architecture.tied else [])]
     return to_ours(known.names(model.architecture), tensors, shapes, known.PREFIX, ignored)
 
 

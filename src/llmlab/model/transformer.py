@@ -54,6 +54,9 @@ class Architecture(Section):
     shared: bool = Field(False, description="whether all layers are one block, used again and again (ALBERT)")
     streams: Literal[1, 2] = Field(1, description="2: a query stream beside the content's, for permutations (XLNet)")
     encoder_layers: int = Field(0, ge=0, description="blocks of an encoder that the model looks at (T5); 0: none")
+    start_id: int | None = Field(
+        None, ge=0, description="the token that a decoder with an encoder begins its answer with (T5: 0, padding)"
+    )
     head: Head = Field(PlainHead(), description="what is read off the last hidden states")
     pooled: int | None = Field(
         None,
