@@ -180,8 +180,8 @@ def test_a_trunk_with_and_without_its_pooler(tmp_path: Path) -> None:
     ("name", "field", "value", "message"),
     [
         ("bert", "hidden_act", "gelo", "config.json: hidden_act: unknown value 'gelo' .did you mean 'gelu'"),
-        ("bert", "position_embedding_type", "relative_key", "embedding_type: 'relative_key' is not built"),
-        ("bert", "is_decoder", True, "is_decoder: True is not built"),
+        ("bert", "position_embedding_type", "relative_key", 'embedding_type: "relative_key" is not built'),
+        ("bert", "is_decoder", True, "is_decoder: true is not built"),
         (
             "bert",
             "architectures",
@@ -192,10 +192,10 @@ def test_a_trunk_with_and_without_its_pooler(tmp_path: Path) -> None:
         ("albert", "inner_group_num", 2, "inner_group_num: 2 is not built"),
         ("albert", "num_hidden_groups", 3, "num_hidden_groups: 3 is not built"),
         ("xlnet", "attn_type", "tri", "attn_type: unknown value 'tri'"),
-        ("xlnet", "bi_data", True, "bi_data: True is not built"),
+        ("xlnet", "bi_data", True, "bi_data: true is not built"),
         ("xlnet", "ff_activation", "mish", "ff_activation: unknown value 'mish'"),
         ("t5", "feed_forward_proj", "gated-mish", "feed_forward_proj: unknown value 'gated-mish'"),
-        ("mt5", "is_encoder_decoder", False, "is_encoder_decoder: False is not built"),
+        ("mt5", "is_encoder_decoder", False, "is_encoder_decoder: false is not built"),
     ],
 )
 def test_unknown_switches_name_their_field(name: str, field: str, value: Any, message: str) -> None:

@@ -25,7 +25,7 @@ from llmlab.objectives.streams import QueryStream
 from llmlab.recipe import parse
 from llmlab.tokenization.special import CLASS, MASK, SEPARATOR, START
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 SIZES = [[9, 5], [6, 8, 2]]
 WIDTH = 17
@@ -456,7 +456,7 @@ def test_other_refusals(suited: Suited, tokenizer: Tokenizer) -> None:
 
 
 def test_what_a_tokenizer_lacks_is_refused_by_name(objective: Kind, suited: Suited) -> None:
-    bare = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(["the cat sat."]))
+    bare = train_tokenizer(BPE(vocab_size=270), iter(["the cat sat."]))
     at = Setting(suited(objective), bare, 32)
     corpus = Documents([[10, 11, 12, 0], [13, 14, 15, 0]], 6, 0, 0)
     if needed := objective.special(32):
@@ -489,5 +489,5 @@ def test_what_a_model_is_made_for(objective: Kind, suited: Suited, tokenizer: To
     made = made_for(suited(objective), tokenizer)
     assert made.kind == ("blanks" if objective.kind == "prefix" else objective.kind)  # the tokenizer knows their start
     made.check(suited(objective), Isolated())
-    bare = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(["the cat sat."]))
+    bare = train_tokenizer(BPE(vocab_size=270), iter(["the cat sat."]))
     assert made_for(suited(Prefix()), bare) == Prefix()
