@@ -185,6 +185,19 @@ def convert(
     _answer(as_json, done, f"{done['path']} ({done['format']}; largest logit difference {done['parity']:.2g}){kept}")
 
 
+@app.command()
+def families(as_json: AsJson = False) -> None:
+    """List the model families, how exactly each is reproduced, and which files go which way."""
+    from llmlab.checkpoints.directions import families as rows
+
+    found = rows()
+    lines = [
+        f"{row['name']:<14} {row['parity']:8.1e}  reads {', '.join(row['reads']):<9}  writes {', '.join(row['writes'])}"
+        for row in found
+    ]
+    _answer(as_json, {"families": found}, "\n".join(lines))
+
+
 # ---------------------------------------------------------------- talking
 
 
