@@ -99,8 +99,15 @@ REFERENCES: dict[str, list[dict[str, Any]]] = {
         },
         {
             **LLAMA,
-            "max_position_embeddings": 128,
-            "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 2.0, "mscale_all_dim": 1.0},
+            "head_dim": 16,
+            "max_position_embeddings": 16_384,
+            "rope_parameters": {
+                **YARN,
+                "original_max_position_embeddings": 4096,
+                "rope_theta": 1e4,
+                "mscale": 2.0,
+                "mscale_all_dim": 1.0,
+            },
         },
         {
             **LLAMA,
@@ -264,7 +271,7 @@ def reference(name: str, config: dict[str, Any]) -> Any:
     """The model in float32, with gains and biases that a test can see."""
     torch.manual_seed(0)
     small = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.3}
-    rest = {key: value for key, value in _copy(config).items() if key not in ("as", "untied")}
+    rest = {key: value for key, value in copied(config).items() if key not in ("as", "untied")}
     made = transformers.AutoConfig.for_model(name, **small | rest)
     if "as" in config:
         model = getattr(transformers, config["as"])(made).eval().float()
@@ -280,6 +287,6 @@ def reference(name: str, config: dict[str, Any]) -> Any:
     return model
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """A config takes the dictionaries that it is given and writes into them."""
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return {key: copied(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -134,6 +134,24 @@ def test_config_there_and_back(name: str, config: dict[str, Any]) -> None:
         assert family.read_config(transformers.AutoConfig.for_model(**part).to_dict()) == whole
 
 
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_a_field_left_out_is_what_transformers_takes(name: str, config: dict[str, Any]) -> None:
+    """Files of the hub leave out what is the default of their class: with the test's sizes, and with none but those
+    that a family has to be given."""
+    family = mapping.family(name)
+    bare = {"hidden_size": 256, "num_attention_heads": 32} if "hidden_size" in config else {"n_embd": 32, "n_head": 4}
+    if name == "gemma3_text":
+        del bare["num_attention_heads"]
+    sizes = {key: config[key] for key in ("intermediate_size", "num_hidden_layers", "n_layer") if key in config}
+    if name == "bloom":
+        bare = {"hidden_size": 32, "n_head": 4}
+    for raw in (config, bare | sizes):
+        given = references.copied(raw) | {"vocab_size": VOCAB}
+        filled = transformers.AutoConfig.for_model(name, **references.copied(given)).to_dict()
+        ours, theirs = (mapping.explicit(family.read_config(fields)[0]) for fields in (given, filled))
+        assert ours == theirs
+
+
 def irregular(a: Architecture) -> bool:
     """Whether only `layer_types` can say which layers are local."""
     last = a.local is None or a.local.layers == tuple(range(a.local.layers[0], a.layers))
