@@ -24,6 +24,8 @@ from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
 from llmlab.model.feedforward import FeedForward, GatedFeedForward
 from llmlab.model.norms import RootMeanSquare
+from llmlab.model.positions import LearnedEncoding
+from llmlab.model.rotary import NoScaling, YaRN
 from llmlab.stages import Session
 
 BUILT = built()
@@ -40,6 +42,8 @@ CHINESE = re.compile(r"[一-鿿]")
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
     16: Verdict.CORRECTED,
+    36: Verdict.CORRECTED,
+    37: Verdict.REFUTED,
     41: Verdict.CORRECTED,
     42: Verdict.CORRECTED,
     43: Verdict.REFUTED,
@@ -260,6 +264,14 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
     ("number", "owner", "name", "broken", "verdict"),
     [
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
+        (
+            36,
+            YaRN,
+            "frequencies",
+            lambda self, pairs, base: NoScaling().frequencies(pairs, base),
+            Verdict.NOT_REPRODUCED,
+        ),
+        (37, LearnedEncoding, "embed", lambda self, x, at: x, Verdict.NOT_REPRODUCED),
         (42, RootMeanSquare, "forward", centring, Verdict.NOT_REPRODUCED),
         (43, RootMeanSquare, "forward", spanning_everything, Verdict.NOT_REPRODUCED),
         (49, FeedForward, "forward", looking_aside, Verdict.REFUTED),

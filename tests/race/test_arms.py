@@ -97,6 +97,7 @@ def test_refused_before_any_work(tiny_recipe: Run, vary: dict[str, list[Any]], s
         ({"tokenizer.vocab_size": [270, 280]}, "loss", "only bits_per_byte compares tokenizers"),
         ({"tokenizer.vocab_size": [270, 280]}, "bits_per_byte@1x", "differ in their tokenizer"),
         ({"model.context": [8, 16]}, "bits_per_byte@2x", "differ in their trained length"),
+        ({"model.context": [8, 16]}, "bits_per_byte@context", "differ in the context that they are read in"),
     ],
 )
 def test_figures_of_different_things_are_not_set_beside_each_other(
@@ -105,6 +106,10 @@ def test_figures_of_different_things_are_not_set_beside_each_other(
     with pytest.raises(InputError, match=says):
         check(arms(tiny_recipe, vary), [0, 1], read_measures([measure]))
     check(arms(tiny_recipe, vary), [0, 1], BITS)
+
+
+def test_arms_of_different_rows_may_be_read_in_one_context(tiny_recipe: Run) -> None:
+    check(arms(tiny_recipe, {"pretrain.length": [4, 8]}), [0, 1], read_measures(["bits_per_byte@context"]))
 
 
 def test_seeds_and_held_out_text_are_needed(tiny_recipe: Run) -> None:

@@ -32,9 +32,9 @@ class Measure(NamedTuple):
     """A figure of a model. `compares` is what arms must have in common for it to be comparable."""
 
     name: str
-    family: Literal["held_out", "length", "rescaled", "cost"]
+    family: Literal["held_out", "context", "length", "rescaled", "cost"]
     unit: str
-    compares: tuple[Literal["text", "tokenizer", "length"], ...] = ()
+    compares: tuple[Literal["text", "tokenizer", "length", "context"], ...] = ()
     better: Literal["higher", "lower"] = "lower"
 
 
@@ -42,6 +42,7 @@ MEASURES = {
     measure.name: measure
     for measure in (
         Measure("bits_per_byte", "held_out", "bits per byte", ("text",)),
+        Measure("bits_per_byte@context", "context", "bits per byte", ("text", "context")),
         Measure("loss", "held_out", "nats per token", ("text", "tokenizer")),
         *(
             Measure(f"bits_per_byte@{k}x", "length", "bits per byte", ("text", "tokenizer", "length"))
@@ -108,14 +109,25 @@ def take(family: str, life: Finished) -> Values:
 
 def _held_out(life: Finished) -> Values:
     """Every held-out token once, with half a training row of context at least where its document has it."""
-    assert life.held_out is not None
     assert life.length is not None
-    batches = EvalBatches(life.held_out, life.length, _ROWS, life.packing, overlap=life.length // 2)
+    nats, batches = _windows(life, life.length)
+    return {"bits_per_byte": nats / math.log(2) / batches.text_bytes, "loss": nats / batches.tokens}
+
+
+def _context(life: Finished) -> Values:
+    """The same in windows of the model's context, whatever the rows that it was trained on."""
+    nats, batches = _windows(life, life.bundle.model.architecture.context)
+    return {"bits_per_byte@context": nats / math.log(2) / batches.text_bytes}
+
+
+def _windows(life: Finished, length: int) -> tuple[float, EvalBatches]:
+    assert life.held_out is not None
+    batches = EvalBatches(life.held_out, length, _ROWS, life.packing, overlap=length // 2)
     model, objective, nats = life.bundle.model, NextToken(), 0.0
     with torch.inference_mode(), without_dropout(model):
         for batch in batches:
             nats += float(objective(model, batch).sums["cross_entropy"])
-    return {"bits_per_byte": nats / math.log(2) / batches.text_bytes, "loss": nats / batches.tokens}
+    return nats, batches
 
 
 def _length(life: Finished) -> Values:
@@ -161,6 +173,7 @@ def _cost(life: Finished) -> Values:
 
 FAMILIES: dict[str, Callable[[Finished], Values]] = {
     "held_out": _held_out,
+    "context": _context,
     "length": _length,
     "rescaled": _rescaled,
     "cost": _cost,

@@ -176,6 +176,7 @@ def _comparable(arms: Sequence[Arm], measure: Measure) -> None:
         "text": ("the arms differ in their text, so no figure of one is of what the other reads", "vary no text"),
         "tokenizer": ("the arms differ in their tokenizer", "only bits_per_byte compares tokenizers"),
         "length": ("the arms differ in their trained length", "bits_per_byte compares them"),
+        "context": ("the arms differ in the context that they are read in", "bits_per_byte compares them"),
     }
     for what in measure.compares:
         if any(_part(arm, what) != _part(arms[0], what) for arm in arms):
@@ -183,6 +184,8 @@ def _comparable(arms: Sequence[Arm], measure: Measure) -> None:
 
 
 def _part(arm: Arm, what: str) -> Any:
+    if what == "context":
+        return None if arm.recipe.model is None else arm.recipe.model.context
     return arm.length if what == "length" else getattr(arm.recipe, what)
 
 
