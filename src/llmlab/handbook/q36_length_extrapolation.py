@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llmlab.data.corruption import FOLLOWING, held_out_noise
 from llmlab.data.pack import Isolated, Stream
 from llmlab.data.shards import TokenShards, write_shards
 from llmlab.evaluation.extrapolation import bits_beyond
@@ -92,7 +93,8 @@ def _side_by_side(model: nn.Module, shards: TokenShards, times: int) -> float:
     stream = Stream(shards, np.arange(shards.documents), window, Isolated())
     starts = (shards.starts[:-1, None] + np.arange(0, whole, window)).reshape(-1)
     with torch.no_grad():
-        nats = NextToken()(model, stream.batch(starts)).sums["cross_entropy"]
+        batch = FOLLOWING.learn(stream.rows(starts), held_out_noise(FOLLOWING.planes, window, starts))
+        nats = NextToken()(model, batch).sums["cross_entropy"]
     return float(nats) / math.log(2) / (shards.documents * whole)
 
 
