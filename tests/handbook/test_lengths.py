@@ -10,6 +10,7 @@ import torch
 
 from llmlab.evaluation.extrapolation import MULTIPLES
 from llmlab.handbook import lengths
+from llmlab.handbook.one_layer import penalties
 from llmlab.handbook.question import Verdict, load
 from llmlab.handbook.raced import Told, race
 from llmlab.model.rotary import NTK, DynamicNTK, Linear, NoScaling, YaRN
@@ -57,7 +58,7 @@ def short_as_expected(arm: str, measure: str) -> Any:
 
 
 EXPECTED = {"positions": told("positions", as_expected), "short_alibi": told("short_alibi", short_as_expected)}
-BUILT = {36: Verdict.CORRECTED, 37: Verdict.REFUTED}
+BUILT = {36: Verdict.CORRECTED} | dict.fromkeys((37, 38, 39, 40), Verdict.REFUTED)
 
 
 @pytest.mark.parametrize("number", BUILT)
@@ -95,6 +96,10 @@ def test_numbers_of_the_specification() -> None:
     assert [round(q37[f"ntk_base_{by}"]) for by in (2, 4)] == [20_221, 40_890]
     assert q37["ntk_base_8"] == pytest.approx(82_685, abs=1)
     assert [round(q37[f"yarn_factor_{by}"], 4) for by in (2, 4, 8)] == [1.0693, 1.1386, 1.2079]
+    q38, q39, q40 = (load(number).figures(Session()) for number in (38, 39, 40))
+    assert [q38[f"reach_{head}"] for head in range(1, 9)] == [10, 19, 37, 74, 148, 295, 590, 1179]
+    assert (q39["renormalised_gap"], q39["row_gap"]) == (pytest.approx(0, abs=1e-14), pytest.approx(0, abs=1e-14))
+    assert q40["saved"] == 786_432
 
 
 def test_early_tokens_against_the_closed_form() -> None:
@@ -108,6 +113,42 @@ def test_early_tokens_against_the_closed_form() -> None:
     assert q36["same_1x"] == pytest.approx((63 * math.log2(vocabulary) + 65) / 128, rel=1e-5)
     assert q36["same_8x"] == pytest.approx(1.0, rel=1e-5)
     assert q36["logn_factor"] == pytest.approx(math.log(1024) / math.log(128))
+
+
+def test_what_a_far_token_needs_by_the_closed_form() -> None:
+    """Flat: ln of the others. Under a slope m: m d plus ln of the geometric series of the others."""
+    q40 = load(40).figures(Session())
+    assert q40["lead_flat"] == pytest.approx(math.log(1023))
+    leads = []
+    for head in range(1, 9):
+        m = 2.0**-head
+        others = (1 - math.exp(-1024 * m)) / (1 - math.exp(-m)) - math.exp(-1000 * m)
+        leads.append(1000 * m + math.log(others))
+    assert (q40["lead_least"], q40["lead_most"]) == (pytest.approx(min(leads)), pytest.approx(max(leads)))
+
+
+@pytest.mark.parametrize("heads", [8, 12])
+def test_slopes_and_bias_are_those_of_bloom(heads: int) -> None:
+    """BLOOM keeps one row m j a head; ours has m (j - i), which differs by a constant in each row."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    row_H1T = build_alibi_tensor(torch.ones(1, 20), heads, torch.float32).double()
+    ours_HT = lengths.bias_of_the_last(heads, 20)
+    assert (ours_HT - row_H1T[:, 0] + row_H1T[:, 0, -1:]).abs().max() < 1e-5
+    if heads == 8:
+        assert (penalties(8, 20)[:, -1] - ours_HT).abs().max() == 0
+
+
+def test_an_arm_that_diverged_counts_as_worse() -> None:
+    def value(arm: str, measure: str) -> Any:
+        diverged = arm == "multiplied weights" and measure.startswith("bits")
+        return "diverged at step 3: loss is nan" if diverged else as_expected(arm, measure)
+
+    raced = load(39).raced
+    assert raced is not None
+    figures = raced({"positions": told("positions", value)})
+    assert figures["weights_minus_alibi_1x_lower"] == 8.0
+    assert figures["scores_minus_alibi_1x_lower"] < 1.0
 
 
 # ---------------------------------------------------------------- angles

@@ -25,6 +25,7 @@ from llmlab.inference import engine, sampling
 from llmlab.model.feedforward import FeedForward, GatedFeedForward
 from llmlab.model.norms import RootMeanSquare
 from llmlab.model.positions import LearnedEncoding
+from llmlab.model.relative import AlibiEncoding
 from llmlab.model.rotary import NoScaling, YaRN
 from llmlab.stages import Session
 
@@ -44,6 +45,9 @@ VERDICTS = {
     16: Verdict.CORRECTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
+    38: Verdict.REFUTED,
+    39: Verdict.REFUTED,
+    40: Verdict.REFUTED,
     41: Verdict.CORRECTED,
     42: Verdict.CORRECTED,
     43: Verdict.REFUTED,
@@ -254,6 +258,10 @@ def looking_aside(self: FeedForward, x: Tensor, role: object = None) -> Tensor:
     return y
 
 
+def liking_what_is_far(self: AlibiEncoding, prepared: Tensor) -> Tensor:
+    return prepared.abs().float()[:, None] * self.slopes(prepared.device)[:, None, None]
+
+
 def same_noise(key: int, position: int, vocabulary: int) -> Any:
     import numpy
 
@@ -272,6 +280,9 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
             Verdict.NOT_REPRODUCED,
         ),
         (37, LearnedEncoding, "embed", lambda self, x, at: x, Verdict.NOT_REPRODUCED),
+        (38, AlibiEncoding, "slopes", lambda self, device: torch.zeros(self.heads), Verdict.NOT_REPRODUCED),
+        (39, AlibiEncoding, "bias", liking_what_is_far, Verdict.NOT_REPRODUCED),
+        (40, AlibiEncoding, "bias", liking_what_is_far, Verdict.NOT_REPRODUCED),
         (42, RootMeanSquare, "forward", centring, Verdict.NOT_REPRODUCED),
         (43, RootMeanSquare, "forward", spanning_everything, Verdict.NOT_REPRODUCED),
         (49, FeedForward, "forward", looking_aside, Verdict.REFUTED),

@@ -184,8 +184,8 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     if "rope_8x_minus_1x" in f:
         en += (
-            f" Trained at {TRAINED}: RoPE {f['rope_8x_minus_1x']:+.2f} bits per byte from 1x to 8x, YaRN takes "
-            f"{f['yarn_minus_rope']:+.2f} off; from 2x to 8x no encoding {f['none_8x_minus_2x']:+.2f}, T5 "
+            f" Trained at {TRAINED}: RoPE {f['rope_8x_minus_1x']:+.2f} bits per byte from 1x to 8x, YaRN changes that by "
+            f"{f['yarn_minus_rope']:+.2f}; from 2x to 8x no encoding {f['none_8x_minus_2x']:+.2f}, T5 "
             f"{f['t5_8x_minus_2x']:+.2f}, ALiBi {f['alibi_8x_minus_2x']:+.3f}."
         )
         zh += (
