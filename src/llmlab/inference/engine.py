@@ -4,7 +4,8 @@ Shapes: B rows still at work, T prompt tokens, V vocabulary.
 
 What a row answers is a function of its prompt, its seed and the weights: its noise is keyed by (seed, position), its
 padding is invisible. Only float rounding can differ with the rows beside it. Logits exist for one position at a time
-and are gone before the next; what is kept of them is the log-probability of each drawn id.
+and are gone before the next; what is kept of them is the log-probability of each drawn id. An encoder-decoder reads the
+prompts with its encoder and answers from its start token (`inference/answering.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.errors import InputError, LlmlabError
+from llmlab.inference.answering import Answering
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.sampling import Sampling, choose, key_of, process
 from llmlab.model.attention import Cache
 from llmlab.model.linear import Role
 from llmlab.model.places import Places
-from llmlab.model.transformer import Architecture
+from llmlab.model.transformer import Architecture, Transformer
 
 FinishReason = Literal["stop", "length"]
 
@@ -129,6 +131,11 @@ def _decode(
 ) -> Generator[Token]:
     if not prompts:
         return
+    require_continuing(model.architecture)
+    answering = None
+    if model.architecture.encoder_layers:
+        model = answering = _answering(model, prompts, role)
+        prompts = [[Answering.start_id(model.architecture)]] * len(prompts)
     rows = _rows(prompts, sampling, seeds, role, model.architecture.context)
     device = next(model.parameters()).device
     stops = frozenset(stop_ids)
@@ -160,6 +167,8 @@ def _decode(
             if len(going) < len(rows):
                 slots = _closed_up(going, len(rows))
                 cache.keep_rows(slots)
+                if answering is not None:
+                    answering.keep_rows(slots)
                 rows, ids_B = [rows[slot] for slot in slots], ids_B[slots]
                 seen_BV = None if seen_BV is None else seen_BV[slots]
             position_B1 = torch.tensor([[row.length - 1] for row in rows], device=device)
@@ -168,6 +177,20 @@ def _decode(
             if len(prompts) == 1:
                 memory.ids.append(ids[0])
             logits_BV = model.logits(hidden_B1D[:, -1])
+
+
+def require_continuing(architecture: Architecture) -> None:
+    """An `InputError` for a model whose tokens see what comes after them: it has no next token."""
+    if not architecture.mask.one_way:
+        problem = f"{architecture.mask.kind}: fills blanks, does not continue"
+        raise InputError("model.mask", problem, "a causal model generates, or one with an encoder and a decoder")
+
+
+def _answering(model: Decoder, prompts: Sequence[Sequence[int]], role: Role) -> Answering:
+    if not isinstance(model, Transformer):
+        raise InputError("model.encoder_layers", "an encoder is not built for models of several roles", "use 0")
+    with without_dropout(model):
+        return Answering.to(model, prompts, role)
 
 
 def _rows(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -71,6 +71,11 @@ class Memory:
     states: Tensor
     sight: Sight
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
+
+    def rows(self, rows: Sequence[int]) -> Memory:
+        """These rows alone, in this order. What they see is made anew by whoever looks."""
+        kept = None if self.kept is None else {layer: (k[rows], v[rows]) for layer, (k, v) in self.kept.items()}
+        return Memory(self.states[rows], replace(self.sight, at=self.sight.at[rows]), kept)
 
 
 class Block(nn.Module):
