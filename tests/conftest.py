@@ -50,6 +50,14 @@ def smollm2() -> Path:
     return _there(cached("smollm2"), "needs the SmolLM2 weights: llmlab pull smollm2")
 
 
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, pulled once into the user's cache."""
+    from llmlab.checkpoints.where import cached
+
+    return _there(cached("minilm"), "needs the MiniLM weights: llmlab pull minilm")
+
+
 def _there(path: Path | None, reason: str) -> Path:
     """CI sets LLMLAB_REQUIRE_DATA: what a public clone skips is a failure there."""
     if path is None and os.environ.get("LLMLAB_REQUIRE_DATA"):

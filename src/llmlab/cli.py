@@ -153,7 +153,9 @@ def recipe(
 
 
 @app.command()
-def pull(name: Annotated[str, typer.Argument(help="smollm2, or hf:owner/name.")], as_json: AsJson = False) -> None:
+def pull(
+    name: Annotated[str, typer.Argument(help="smollm2, minilm, or hf:owner/name.")], as_json: AsJson = False
+) -> None:
     """Fetch weights into the cache."""
     from llmlab.checkpoints.pull import pull as fetch
 

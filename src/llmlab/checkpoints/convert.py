@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmlab.checkpoints import gguf, hf, native
 from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.sentence import write_pooling
 from llmlab.checkpoints.where import open_model
 from llmlab.errors import InputError, LlmlabError, unknown
+from llmlab.model.heads import NoHead
+from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
 from llmlab.runtime import atomic_file, atomic_folder
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -77,6 +81,7 @@ def _is_file(destination: Path, to: str) -> bool:
 def _write_folder(work: Path, bundle: Bundle, to: str, destination: Path) -> float:
     write, read = FOLDERS[to]
     write(work, bundle.model, bundle.tokenizer)
+    write_pooling(work, bundle.pooling, bundle.architecture.dim)
     parity = difference(bundle.model, read(work).model)
     if not parity <= MAX_DIFFERENCE:
         raise LlmlabError(f"{destination}: the copy's logits differ by {parity}: nothing was written")
@@ -98,11 +103,18 @@ def _write_gguf(work: Path, bundle: Bundle, kind: str, path: Path) -> dict[str, 
 
 @torch.no_grad()
 def difference(one: Transformer, other: Transformer) -> float:
-    """The largest difference of a logit on fixed ids spread over the vocabulary."""
+    """The largest difference of a logit on fixed ids spread over the vocabulary; of a hidden state without a head."""
     length = min(PROBE_TOKENS, one.architecture.context)
     ids_BT = one.architecture.mask.prompted(torch.arange(2 * length).view(2, length) * 7919 % one.vocab_size)
     was_training = one.training
     one.eval()
-    ours = one(ids_BT)
+    ours = _said(one, ids_BT)
     one.train(was_training)
-    return float((ours - other.eval()(ids_BT)).abs().max())
+    return float((ours - _said(other.eval(), ids_BT)).abs().max())
+
+
+def _said(model: Transformer, ids_BT: Tensor) -> Tensor:
+    a = model.architecture
+    memory = model.encode(ids_BT, Places.causal(*ids_BT.shape)) if a.encoder_layers else None
+    hidden_BTD = model.hidden(ids_BT, a.mask.places(ids_BT), memory=memory)
+    return hidden_BTD if isinstance(a.head, NoHead) else model.logits(hidden_BTD)

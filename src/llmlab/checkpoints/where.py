@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from llmlab.checkpoints import gguf, hf, llama2c, native
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.pull import HUB_NAME, HUB_PREFIX, WHEELS, copies, hub_name
+from llmlab.checkpoints.sentence import read_pooling
 from llmlab.errors import InputError, unknown
 
 ADAPTER = "adapter_config.json"
@@ -16,13 +18,13 @@ QUANTIZED = "llmlab-quantized"  # the format of compression.quantize, whose fold
 
 def open_model(name_or_path: str | Path) -> Bundle:
     """The model of that path or name: an llmlab or Hugging Face folder, a GGUF file, a llama2.c folder, a pulled name
-    (`smollm2`), or `hf:owner/name` in the local hub cache.
+    (`smollm2`, `minilm`), or `hf:owner/name` in the local hub cache.
 
     Errors: InputError where nothing is found, listing what is known, or where the files are not sound.
     """
     path = find(name_or_path)
     if path.is_dir():
-        return _open_folder(path)
+        return replace(_open_folder(path), pooling=read_pooling(path))
     if path.suffix == ".gguf":
         return gguf.read(path)
     hint = "a model is a .gguf file, or the folder that holds config.json and model.safetensors"
@@ -50,7 +52,9 @@ def cached(name: str) -> Path | None:
     """The pulled weights of this name, None where they are not on this machine. (`pull` checks their hash.)"""
     if name.startswith(HUB_PREFIX):
         return _hub_copy(hub_name(name))
-    return next(iter(copies(name)), None) if name in WHEELS else None
+    if name not in WHEELS:
+        return None
+    return next((WHEELS[name].opened(copy) for copy in copies(name)), None)
 
 
 def is_model_folder(path: Path) -> bool:
