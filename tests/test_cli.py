@@ -61,6 +61,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["handbook", "99"], "99"),
         (["handbook", "--lang", "fr"], "fr"),
         (["recipe", "nothing"], "allowed: "),
+        (["xray", "smolm"], "smollm2"),
+        (["xray", "@/config.json"], "is not a file that holds a model"),
         (["evaluate", "@", "samples", "--limit", "0"], "task samples.limit: got 0"),
         (["run", "smoke", "--out", "@/config.json", "--resume"], "is a file"),
         (["run", "@"], "cannot be read: Is a directory"),
@@ -190,3 +192,13 @@ def test_quantised_folders_are_used_as_they_are_or_refused(tiny: Path, tmp_path:
     assert done.returncode == 2
     assert b"holds quantised weights" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_xray_prints_a_table_and_json(tiny: Path) -> None:
+    read = llmlab("xray", str(tiny))
+    assert read.returncode == 0
+    assert b"\nposition  " in read.stdout
+    told = llmlab("xray", str(tiny), "--json")
+    findings = json.loads(told.stdout.splitlines()[-1])["findings"]
+    assert (findings["position"]["found"], findings["norm"]["found"]) == ("rope", "rmsnorm")
+    assert findings["norm"]["evidence"]

@@ -325,6 +325,18 @@ def evaluate(
 
 
 @app.command()
+def xray(model: Model, as_json: AsJson = False) -> None:
+    """What a model is made of, found by probing it, not by reading its config."""
+    from llmlab.adapters.opening import open_policy
+    from llmlab.interpret.xray import as_json as plain
+    from llmlab.interpret.xray import table
+    from llmlab.interpret.xray import xray as probe
+
+    found = probe(open_policy(model).model)
+    _answer(as_json, {"model": model, "findings": plain(found)}, table(found))
+
+
+@app.command()
 def handbook(
     number: Annotated[int | None, typer.Argument(help="One question, 1 to 54; all of them by default.")] = None,
     lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",

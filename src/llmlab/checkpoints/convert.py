@@ -105,7 +105,7 @@ def _write_gguf(work: Path, bundle: Bundle, kind: str, path: Path) -> dict[str, 
 def difference(one: Transformer, other: Transformer) -> float:
     """The largest difference of a logit on fixed ids spread over the vocabulary; of a hidden state without a head."""
     length = min(PROBE_TOKENS, one.architecture.context)
-    ids_BT = one.architecture.mask.prompted(torch.arange(2 * length).view(2, length) * 7919 % one.vocab_size)
+    ids_BT = one.prompted(torch.arange(2 * length).view(2, length) * 7919 % one.vocab_size)
     was_training = one.training
     one.eval()
     ours = _said(one, ids_BT)

@@ -297,6 +297,10 @@ class Transformer(nn.Module):
             sights[True] = sight(position, at, keys, a.local.window, 0, cache, role, strict)
         return sights
 
+    def prompted(self, ids_BT: Tensor) -> Tensor:
+        """The same ids, with the tokens put in that the model asks for where no places are given."""
+        return self.architecture.mask.prompted(ids_BT)
+
     # ------------------------------------------------------------ hidden states to logits
 
     def logits(self, hidden: Tensor) -> Tensor:

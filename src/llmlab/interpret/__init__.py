@@ -1,0 +1,1 @@
+"""Looking into models: what they are made of, found by probing."""
