@@ -37,7 +37,6 @@ def test_a_failure_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [entry.name for entry in target.iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("moment", ["write", "rename"])
 def test_a_file_that_was_not_finished_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file"
     with runtime.atomic_file(target) as work:
@@ -51,6 +50,7 @@ def test_a_file_that_was_not_finished_changes_nothing(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("moment", ["write", "rename"])
 def test_kill_9_while_saving_leaves_the_old_file(tmp_path: Path, moment: str) -> None:
     """Trap 41. The child kills itself in the middle of the write, or between write and rename."""
     target = tmp_path / "state.json"
