@@ -5,13 +5,14 @@ T tokens, D width, H heads, K head width. Everything is float64 and causal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from llmlab.handbook.measures import draw, filled
-from llmlab.model.attention import Attention, MultiHead
+from llmlab.model.attention import Attention, MultiHead, Sight
 from llmlab.model.encoding import Encoding, PositionPart, Shape
 from llmlab.model.norms import RMSNorm
 from llmlab.model.places import Places
@@ -39,7 +40,7 @@ class Layer:
         y_BTD: Tensor = self.attention(x_TD[None], self._sight(encoding, len(x_TD)), 0)
         return y_BTD[0]
 
-    def _sight(self, encoding: Encoding, tokens: int) -> object:
+    def _sight(self, encoding: Encoding, tokens: int) -> Sight:
         at = Places.causal(1, tokens)
         return sight(encoding, at, at, None, 0, None, None)
 
@@ -48,7 +49,8 @@ class Layer:
         """[H, T, T]: q k / sqrt(K), -inf where a token would look ahead."""
         q_HTK, k_HTK = self._heads(self.attention.query), self._heads(self.attention.key)
         ahead = torch.ones(q_HTK.shape[1], q_HTK.shape[1], dtype=torch.bool).triu(1)
-        return (q_HTK @ k_HTK.transpose(1, 2) / self.shape.head_dim**0.5).masked_fill(ahead, float("-inf"))
+        scores_HTT = q_HTK @ k_HTK.transpose(1, 2) / math.sqrt(self.shape.head_dim)
+        return scores_HTT.masked_fill(ahead, float("-inf"))
 
     @torch.no_grad()
     def written(self, rule: Rule) -> Tensor:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmlab.data.corruption import FOLLOWING, held_out_noise
-from llmlab.data.pack import Isolated, Stream
+from llmlab.data.batch import Batch
 from llmlab.data.shards import TokenShards, write_shards
 from llmlab.evaluation.extrapolation import bits_beyond
 from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, bounds, grown, unmet_pairs
@@ -90,11 +89,12 @@ def _early_tokens(session: Session) -> Figures:
 def _side_by_side(model: nn.Module, shards: TokenShards, times: int) -> float:
     """Bits per token of each document's first TIMES * TRAINED tokens, cut into windows that do not overlap."""
     window, whole = times * TRAINED, TIMES * TRAINED
-    stream = Stream(shards, np.arange(shards.documents), window, Isolated())
-    starts = (shards.starts[:-1, None] + np.arange(0, whole, window)).reshape(-1)
+    ids = np.stack([shards.document(number)[:whole] for number in range(shards.documents)]).astype(np.int64)
+    begin = np.full((len(ids), 1), shards.begin_id)
+    before = np.concatenate([begin, ids[:, :-1]], 1)
+    ids_BT, targets_BT = (torch.from_numpy(side.reshape(-1, window)) for side in (before, ids))
     with torch.no_grad():
-        batch = FOLLOWING.learn(stream.rows(starts), held_out_noise(FOLLOWING.planes, window, starts))
-        nats = NextToken()(model, batch).sums["cross_entropy"]
+        nats = NextToken()(model, Batch(ids_BT, targets_BT, Places.causal(*ids_BT.shape))).sums["cross_entropy"]
     return float(nats) / math.log(2) / (shards.documents * whole)
 
 
@@ -184,7 +184,7 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     if "rope_8x_minus_1x" in f:
         en += (
-            f" Trained at {TRAINED}: RoPE {f['rope_8x_minus_1x']:+.2f} bits per byte from 1x to 8x, YaRN changes that by "
+            f" Trained at {TRAINED}: RoPE {f['rope_8x_minus_1x']:+.2f} bits per byte from 1x to 8x, YaRN changes it by "
             f"{f['yarn_minus_rope']:+.2f}; from 2x to 8x no encoding {f['none_8x_minus_2x']:+.2f}, T5 "
             f"{f['t5_8x_minus_2x']:+.2f}, ALiBi {f['alibi_8x_minus_2x']:+.3f}."
         )
