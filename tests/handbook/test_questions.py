@@ -46,6 +46,7 @@ CHINESE = re.compile(r"[一-鿿]")
 VERDICTS = {
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
+    32: Verdict.REFUTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
     38: Verdict.REFUTED,
@@ -297,6 +298,7 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
     [
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
+        (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
         (
             36,
             YaRN,
