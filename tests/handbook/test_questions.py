@@ -47,6 +47,7 @@ VERDICTS = {
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
+    33: Verdict.CORRECTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
     38: Verdict.REFUTED,
@@ -299,6 +300,7 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
+        (33, T5Encoding, "bucket", without_logarithm, Verdict.NOT_REPRODUCED),
         (
             36,
             YaRN,
