@@ -48,6 +48,7 @@ VERDICTS = {
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
     33: Verdict.CORRECTED,
+    34: Verdict.REFUTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
     38: Verdict.REFUTED,
@@ -301,6 +302,7 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
         (33, T5Encoding, "bucket", without_logarithm, Verdict.NOT_REPRODUCED),
+        (34, RotaryEncoding, "_turn", turned_the_wrong_half, Verdict.NOT_REPRODUCED),
         (
             36,
             YaRN,
