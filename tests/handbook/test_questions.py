@@ -49,6 +49,7 @@ VERDICTS = {
     32: Verdict.REFUTED,
     33: Verdict.CORRECTED,
     34: Verdict.REFUTED,
+    35: Verdict.REFUTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
     38: Verdict.REFUTED,
@@ -303,6 +304,7 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
         (33, T5Encoding, "bucket", without_logarithm, Verdict.NOT_REPRODUCED),
         (34, RotaryEncoding, "_turn", turned_the_wrong_half, Verdict.NOT_REPRODUCED),
+        (35, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
         (
             36,
             YaRN,
