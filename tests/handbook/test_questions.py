@@ -22,11 +22,13 @@ from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verd
 from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
+from llmlab.model import rotary
 from llmlab.model.feedforward import FeedForward, GatedFeedForward
 from llmlab.model.norms import RootMeanSquare
-from llmlab.model.positions import LearnedEncoding
-from llmlab.model.relative import AlibiEncoding
-from llmlab.model.rotary import NoScaling, YaRN
+from llmlab.model.places import Places
+from llmlab.model.positions import LearnedEncoding, SinusoidalEncoding
+from llmlab.model.relative import AlibiEncoding, T5Encoding
+from llmlab.model.rotary import NoScaling, RotaryEncoding, YaRN
 from llmlab.stages import Session
 
 BUILT = built()
@@ -43,6 +45,11 @@ CHINESE = re.compile(r"[一-鿿]")
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
     16: Verdict.CORRECTED,
+    31: Verdict.CORRECTED,
+    32: Verdict.REFUTED,
+    33: Verdict.CORRECTED,
+    34: Verdict.REFUTED,
+    35: Verdict.REFUTED,
     36: Verdict.CORRECTED,
     37: Verdict.REFUTED,
     38: Verdict.REFUTED,
@@ -248,6 +255,27 @@ def spanning_everything(self: RootMeanSquare, x: Tensor) -> Tensor:
     return self.weight * x * torch.rsqrt(x.square().mean() + self.eps)
 
 
+def added_nothing(self: SinusoidalEncoding, x: Tensor, at: Places) -> Tensor:
+    return x
+
+
+def wrapped_around(self: LearnedEncoding, x: Tensor, at: Places) -> Tensor:
+    return x + torch.nn.functional.embedding(at.position % 48, self.weight)
+
+
+def without_logarithm(self: T5Encoding, distance: Tensor) -> Tensor:
+    return distance.clamp(0, self.part.buckets - 1)
+
+
+def turned_the_wrong_half(self: RotaryEncoding, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([second, first], -1) * sin
+
+
+def all_alike(pairs: int, base: float) -> Tensor:
+    return torch.ones(pairs)
+
+
 def gated_by_the_value(self: GatedFeedForward, x: Tensor, role: object = None) -> Tensor:
     y: Tensor = self.down(self.activation(self.up(x)) * self.gate(x))
     return y
@@ -272,6 +300,11 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
     ("number", "owner", "name", "broken", "verdict"),
     [
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
+        (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
+        (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
+        (33, T5Encoding, "bucket", without_logarithm, Verdict.NOT_REPRODUCED),
+        (34, RotaryEncoding, "_turn", turned_the_wrong_half, Verdict.NOT_REPRODUCED),
+        (35, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
         (
             36,
             YaRN,
