@@ -25,6 +25,8 @@ from llmlab.model.attention import Sight
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
 
+MOST_SEGMENTS = 16
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -109,19 +111,34 @@ def _embedding(patient: Patient, stack: Stack) -> list[Finding]:
         with saying({model.embedding: lambda y, factor=factor: factor * y}):  # type: ignore[misc]
             grown.append(size(patient.layers(patient.ids)[0].x))
     before, _ = _outer_norms(patient)
-    segments = []
-    for segment in (0, 1):
-        there = Places(at.position, at.order, at.document, torch.full_like(at.order, segment))
-        segments.append(patient.embedded(patient.ids, there, torch.zeros_like))
-    apart_by = size(segments[1] - segments[0])
+    segments, apart_by = _segment_vectors(patient, at)
     return [
         Finding("vocabulary", int(model.embedding.weight.shape[0])),
         Finding("width", int(stack.layers[0].x.shape[-1])),
         Finding("embedding width", int(rows.shape[-1])),
         Finding("embedding scale", round(scale, 5)),
         Finding("embedding norm", bool(before), {"stream when the table grows tenfold": grown[1] / grown[0]}),
-        Finding("segments in embedding", apart_by > 0, {"moved by a segment": apart_by}),
+        Finding("segments in embedding", segments, {"moved by a segment": apart_by}),
     ]
+
+
+def _segment_vectors(patient: Patient, at: Places) -> tuple[int, float]:
+    """How many texts of a pair have a vector of their own, and how far the second's lies from the first's."""
+
+    def added(segment: int) -> Tensor:
+        there = Places(at.position, at.order, at.document, torch.full_like(at.order, segment))
+        return patient.embedded(patient.ids, there, torch.zeros_like)
+
+    first, apart_by = added(0), 0.0
+    for segment in range(1, MOST_SEGMENTS):
+        try:
+            moved = size(added(segment) - first)
+        except IndexError:  # the table ends
+            return segment, apart_by
+        if not moved:
+            return 0, 0.0
+        apart_by = apart_by or moved
+    return MOST_SEGMENTS, apart_by
 
 
 def _wiring(patient: Patient, stack: Stack) -> list[Finding]:
@@ -256,7 +273,10 @@ def _segments(stack: Stack) -> float:
     read = []
     for segment in (torch.zeros(1, 6, dtype=torch.long), torch.arange(6)[None] % 2):
         there = Places(at.position, at.order, at.document, segment)
-        read.append(mixing.weights(q, k, stack.sight(there, 0)))
+        try:
+            read.append(mixing.weights(q, k, stack.sight(there, 0)))
+        except IndexError:  # there is one segment only
+            return 0.0
     return apart(read[0], read[1])
 
 
