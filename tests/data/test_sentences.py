@@ -13,7 +13,7 @@ from llmlab.data.corruption import Corruption, Noise, Rows, batch_of
 from llmlab.data.sentences import PLANES, TextPairBatches, TextPairEval, TextPairs, sentence_ends
 from llmlab.data.shards import Documents
 from llmlab.errors import InputError
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 CLS, SEP = 201, 202
 ENDS = np.zeros(300, bool)
@@ -110,7 +110,7 @@ def test_held_out_pairs_are_the_same_for_all() -> None:
 
 def test_sentences_end_where_they_should() -> None:
     texts = ["One. Two! Three? Four\nfive \u3002 six"]
-    tokenizer = train_tokenizer(TokenizerRecipe(vocab_size=265), iter(texts))
+    tokenizer = train_tokenizer(BPE(vocab_size=265), iter(texts))
     ends = sentence_ends(tokenizer)
     for mark, ends_one in ((".", True), ("!", True), ("?", True), ("\n", True), (",", False), ("a", False)):
         (id,) = tokenizer.encode(mark)

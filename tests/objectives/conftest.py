@@ -6,10 +6,10 @@ import pytest
 
 from llmlab.tokenization.special import CLASS, END, MASK, SEPARATOR, START, sentinels
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    trained = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(["the cat sat. on the mat! the dog ran."]))
+    trained = train_tokenizer(BPE(vocab_size=270), iter(["the cat sat. on the mat! the dog ran."]))
     return trained.extended([MASK, CLASS, SEPARATOR, START, END, *sentinels(8)])

@@ -25,7 +25,7 @@ from llmlab.objectives.streams import QueryStream
 from llmlab.recipe import parse
 from llmlab.tokenization.special import CLASS, MASK, SEPARATOR, START
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 SIZES = [[9, 5], [6, 8, 2]]
 WIDTH = 17
@@ -245,9 +245,22 @@ def test_prefix_learns_what_it_does_not_see(setting: Making) -> None:
     assert batch.targets_BT.tolist() == [[i, i, 12, 13, 14, 0, i, 0, i]]
     both = Prefix(length=3, learn="all").corruption(at).learn(rows, np.zeros((1, 1, 9)))
     assert both.targets_BT.tolist() == [[10, 11, 12, 13, 14, 0, 16, 0, i]]
-    assert torch.equal(
-        Prefix(length=3, learn="all").asked(at).learn(rows, np.zeros((1, 1, 9))).targets_BT, batch.targets_BT
+
+
+def test_held_out_text_is_asked_in_the_standard_way(objective: Kind, setting: Making) -> None:
+    """Figures of one name are of like things, however a model was trained."""
+    at = setting(objective)
+    usual = type(objective).model_validate(
+        {"next_sentence": True} if getattr(objective, "next_sentence", False) else {}
     )
+    assert objective.standard == usual
+    ours, theirs = objective.asked(at), usual.asked(at)
+    assert (ours.name, ours.planes) == (theirs.name, theirs.planes)
+    documents = [[*range(10, 10 + size), 0] for size in (19, 25, 12)]
+    corpus = Documents(documents, 56, 0, 0)
+    for one, other in zip(objective.held(corpus, at, 2), usual.held(corpus, at, 2), strict=True):
+        assert torch.equal(one.ids_BT, other.ids_BT)
+        assert torch.equal(one.targets_BT, other.targets_BT)
 
 
 def test_permutation_learns_the_last_of_the_order(setting: Making) -> None:
@@ -456,7 +469,7 @@ def test_other_refusals(suited: Suited, tokenizer: Tokenizer) -> None:
 
 
 def test_what_a_tokenizer_lacks_is_refused_by_name(objective: Kind, suited: Suited) -> None:
-    bare = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(["the cat sat."]))
+    bare = train_tokenizer(BPE(vocab_size=270), iter(["the cat sat."]))
     at = Setting(suited(objective), bare, 32)
     corpus = Documents([[10, 11, 12, 0], [13, 14, 15, 0]], 6, 0, 0)
     if needed := objective.special(32):
@@ -489,5 +502,5 @@ def test_what_a_model_is_made_for(objective: Kind, suited: Suited, tokenizer: To
     made = made_for(suited(objective), tokenizer)
     assert made.kind == ("blanks" if objective.kind == "prefix" else objective.kind)  # the tokenizer knows their start
     made.check(suited(objective), Isolated())
-    bare = train_tokenizer(TokenizerRecipe(vocab_size=270), iter(["the cat sat."]))
+    bare = train_tokenizer(BPE(vocab_size=270), iter(["the cat sat."]))
     assert made_for(suited(Prefix()), bare) == Prefix()

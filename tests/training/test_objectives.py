@@ -20,7 +20,7 @@ from llmlab.recipe import parse
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.special import CLASS, END, MASK, SEPARATOR, START, sentinels
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
 from llmlab.training.pretrain import Pretrain, pretrain
 
 TEXTS = [
@@ -36,7 +36,7 @@ class Corpus:
     """One tokenizer that every objective can be learnt with, and both splits."""
 
     def __init__(self, folder: Path) -> None:
-        trained = train_tokenizer(TokenizerRecipe(vocab_size=300), iter(TEXTS))
+        trained = train_tokenizer(BPE(vocab_size=300), iter(TEXTS))
         self.tokenizer = trained.extended([MASK, CLASS, SEPARATOR, START, END, *sentinels(8)])
         self.train = write_shards(TEXTS[:9], self.tokenizer, folder / "train")
         self.held = write_shards(TEXTS[9:], self.tokenizer, folder / "held_out")
@@ -154,7 +154,7 @@ def test_refused_before_any_work(suited: Callable[..., Architecture], corpus: Co
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"model\.mask: causal cannot go with the objective masked"):
         corpus.pretrain(Masked(), suited(Causal()), out)
-    bare = train_tokenizer(TokenizerRecipe(vocab_size=300), iter(TEXTS))
+    bare = train_tokenizer(BPE(vocab_size=300), iter(TEXTS))
     own = write_shards(TEXTS[:9], bare, tmp_path / "own")
     with pytest.raises(InputError, match="encoded by another tokenizer"):
         corpus.pretrain(Spans(), suited(Spans()), out, tokenizer=bare)
