@@ -164,3 +164,51 @@ def test_a_tokenizer_that_loses_text_is_refused_before_any_work():
     with pytest.raises(InputError, match="a wordpiece tokenizer does not keep the text"):
         read_recipe("smoke", ["tokenizer=wordpiece"])
     assert read_recipe("smoke", ["tokenizer=unigram"]).tokenizer.vocab_size == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            ["pretrain.objective=masked"],
+            r"model\.mask: causal cannot go with the objective masked \(use bidirectional\)",
+        ),
+        (["pretrain.objective=spans"], r"model\.encoder_layers: 0 cannot go with the objective spans"),
+        (["pretrain.objective=masked", "model.mask=bidirectional"], r"sft needs a model that goes on with a text"),
+        (
+            [
+                "pretrain.objective=masked",
+                "model.mask=bidirectional",
+                "sft=null",
+                "reward=null",
+                "dpo=null",
+                "ppo=null",
+            ],
+            r"quantize needs a model that goes on with a text, which masked does not train",
+        ),
+        (["pretrain.objective=maskd"], r"unknown kind 'maskd' \(did you mean 'masked'\?"),
+        (["model.mask=bidirectional"], r"bidirectional cannot go with the objective causal"),
+        (["pretrain.length=4096"], r"pretrain\.length: 4096 is beyond the model's context of 128"),
+    ],
+)
+def test_an_objective_is_checked_before_any_work(changes: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_recipe("smoke", changes)
+
+
+def test_an_objective_gets_its_tokens(tmp_path: Path) -> None:
+    """From text to its figure: the tokenizer of the run has the tokens, after all others; asking what this model does
+    not train is refused by the task's name."""
+    short = ["sft=null", "reward=null", "dpo=null", "ppo=null", "quantize=null", "pretrain.training.steps=3"]
+    masked = ["pretrain.objective=masked", "model.mask=bidirectional", "tokenizer.vocab_size=300", "dtype=fp32"]
+    with pytest.raises(InputError, match=r"evaluate\.tasks: bits_per_byte asks for the next token.*\[held_out\]"):
+        read_recipe("smoke", [*short, *masked])
+    recipe = read_recipe("smoke", [*short, *masked, "evaluate.tasks=[held_out]"])
+    tokenizer = next(stage for stage in stages(recipe, tmp_path) if stage.name == "tokenizer")
+    assert tokenizer.key["special"] == ("[MASK]",)
+    assert "special" not in next(s for s in stages(read_recipe("smoke"), tmp_path) if s.name == "tokenizer").key
+    answer = run(recipe, tmp_path / "out", quiet=True)
+    made = json.loads((tmp_path / "out" / "pretrain" / "model" / "config.json").read_text())
+    assert made["vocab_size"] == 301
+    evaluated = next(stage for stage in answer["stages"] if stage["name"] == "evaluate")["figures"]["policies"]
+    assert [row["metric"] for row in evaluated["pretrain"]] == ["masked_accuracy", "masked_cross_entropy"]

@@ -73,8 +73,8 @@ class Run(Section):
             raise ValueError(
                 f"{missing[0]} is missing: a life starts from text, tokenizer, model and pretrain, or from base"
             )
-        whole = self.pretrain is not None and self.pretrain.objective.whole_text
-        if self.tokenizer is not None and not self.tokenizer.lossless and whole:
+        in_bytes = self.pretrain is not None and self.pretrain.objective.in_bytes
+        if self.tokenizer is not None and not self.tokenizer.lossless and in_bytes:
             problem = f"a {self.tokenizer.kind} tokenizer does not keep the text, so there are no bits per byte"
             raise ValueError(f"{problem}; bpe and unigram keep it")
         if self.pretrain is not None and self.model is not None:

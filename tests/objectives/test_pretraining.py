@@ -245,9 +245,22 @@ def test_prefix_learns_what_it_does_not_see(setting: Making) -> None:
     assert batch.targets_BT.tolist() == [[i, i, 12, 13, 14, 0, i, 0, i]]
     both = Prefix(length=3, learn="all").corruption(at).learn(rows, np.zeros((1, 1, 9)))
     assert both.targets_BT.tolist() == [[10, 11, 12, 13, 14, 0, 16, 0, i]]
-    assert torch.equal(
-        Prefix(length=3, learn="all").asked(at).learn(rows, np.zeros((1, 1, 9))).targets_BT, batch.targets_BT
+
+
+def test_held_out_text_is_asked_in_the_standard_way(objective: Kind, setting: Making) -> None:
+    """Figures of one name are of like things, however a model was trained."""
+    at = setting(objective)
+    usual = type(objective).model_validate(
+        {"next_sentence": True} if getattr(objective, "next_sentence", False) else {}
     )
+    assert objective.standard == usual
+    ours, theirs = objective.asked(at), usual.asked(at)
+    assert (ours.name, ours.planes) == (theirs.name, theirs.planes)
+    documents = [[*range(10, 10 + size), 0] for size in (19, 25, 12)]
+    corpus = Documents(documents, 56, 0, 0)
+    for one, other in zip(objective.held(corpus, at, 2), usual.held(corpus, at, 2), strict=True):
+        assert torch.equal(one.ids_BT, other.ids_BT)
+        assert torch.equal(one.targets_BT, other.targets_BT)
 
 
 def test_permutation_learns_the_last_of_the_order(setting: Making) -> None:

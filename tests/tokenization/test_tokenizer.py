@@ -18,7 +18,7 @@ from llmlab.checkpoints.gguf_file import GGUF
 from llmlab.errors import InputError
 from llmlab.tokenization.pieces import PRE, byte_letters, pre_tokenizer
 from llmlab.tokenization.tokenizer import Tokenizer
-from llmlab.tokenization.train import BPE, CHAT_TEMPLATE, train_tokenizer
+from llmlab.tokenization.train import BPE, CHAT_TEMPLATE, Unigram, WordPiece, train_tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 CORPUS = [
@@ -385,3 +385,27 @@ def test_smollm2(smollm2: Path) -> None:
         assert tokenizer.decode(ids) == text
     assert tokenizer.scaffold("<|im_start|>user\nHi<|im_end|>\n<repo_name>") == [1, 4093, 198, 26843, 2, 198, 3]
     assert tokenizer.special_ids.isdisjoint(tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<repo_name>"))
+
+
+KINDS = [BPE(vocab_size=300), Unigram(vocab_size=320), WordPiece(vocab_size=60)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_special_tokens_that_are_added_change_no_other_id(kind: BPE | Unigram | WordPiece, tmp_path: Path) -> None:
+    """They stand after all others, are never made from text, keep every role, and are not there twice."""
+    text = "the [MASK] sat on <extra_id_0> the mat. [MASK]"
+    plain = train_tokenizer(kind, iter(["the cat sat on the mat. the dog too."] * 3))
+    more = plain.extended(["[MASK]", "<extra_id_0>"])
+    more.save(tmp_path)
+    for tokenizer in (more, Tokenizer.load(tmp_path), more.extended(["[MASK]"])):
+        assert tokenizer.encode(text) == plain.encode(text)
+        assert [tokenizer.token(id) for id in range(plain.vocab_size)] == [
+            plain.token(id) for id in range(plain.vocab_size)
+        ]
+        had = plain.token_id("[MASK]")
+        assert tokenizer.vocab_size == plain.vocab_size + (2 if had is None else 1)
+        assert tokenizer.token_id("[MASK]") == (plain.vocab_size if had is None else had)
+        assert tokenizer.token_id("<extra_id_0>") == tokenizer.vocab_size - 1
+        assert {tokenizer.token_id("[MASK]"), tokenizer.token_id("<extra_id_0>")} <= tokenizer.special_ids
+        roles = ("bos_id", "eos_id", "pad_id", "cls_id", "sep_id", "mask_id", "chat_template", "unk_token")
+        assert all(getattr(tokenizer, role) == getattr(plain, role) for role in roles)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,9 @@ from llmlab.errors import InputError, unknown
 from llmlab.evaluation.extrapolation import MULTIPLES, bits_beyond
 from llmlab.evaluation.rescaled import METHODS, rescaled
 from llmlab.inference.engine import without_dropout
+from llmlab.objectives.kind import Kind, Seen, Setting, byte_lengths, look
 from llmlab.objectives.language import NextToken
+from llmlab.objectives.pretraining import Causal
 from llmlab.recipe import Section
 
 VERSION = 1
@@ -38,12 +40,20 @@ class Measure(NamedTuple):
     better: Literal["higher", "lower"] = "lower"
 
 
+ASKED: tuple[Literal["text", "tokenizer", "length"], ...] = ("text", "tokenizer", "length")  # what is hidden is tokens
+
 MEASURES = {
     measure.name: measure
     for measure in (
         Measure("bits_per_byte", "held_out", "bits per byte", ("text",)),
         Measure("bits_per_byte@context", "context", "bits per byte", ("text", "context")),
         Measure("loss", "held_out", "nats per token", ("text", "tokenizer")),
+        Measure("suffix_bits_per_byte", "held_out", "bits per byte of the suffixes", ASKED),
+        Measure("masked_accuracy", "held_out", "share of masked tokens found", ASKED, "higher"),
+        Measure("masked_cross_entropy", "held_out", "nats per masked token", ASKED),
+        Measure("next_sentence_accuracy", "held_out", "share of pairs told", ASKED, "higher"),
+        Measure("spans_bits_per_hidden_byte", "held_out", "bits per hidden byte", ASKED),
+        Measure("blanks_bits_per_hidden_byte", "held_out", "bits per hidden byte", ASKED),
         *(
             Measure(f"bits_per_byte@{k}x", "length", "bits per byte", ("text", "tokenizer", "length"))
             for k in MULTIPLES
@@ -86,13 +96,15 @@ def read_measures(names: Sequence[str], place: str = "--measure") -> list[Measur
 
 @dataclass(frozen=True)
 class Finished:
-    """A life at its end. `length` is the tokens of a training row; `stages` the manifests of what this life ran."""
+    """A life at its end. `length` is the tokens of a training row; `stages` the manifests of what this life ran, and
+    `objective` what it was pretrained by."""
 
     bundle: Bundle
     held_out: TokenShards | None
     length: int | None
     packing: Packing
     stages: Sequence[Mapping[str, Any]]
+    objective: Kind = field(default_factory=Causal)
 
 
 Values = dict[str, float | str]  # a number, or the reason why there is none
@@ -100,6 +112,8 @@ Values = dict[str, float | str]  # a number, or the reason why there is none
 
 def take(family: str, life: Finished) -> Values:
     """All measures of one family; where a number does not exist, in its place the reason."""
+    if family in ("length", "rescaled") and not life.objective.next_token:
+        return {measure.name: _none(life) for measure in MEASURES.values() if measure.family == family}
     values = FAMILIES[family](life)
     return {
         name: value if isinstance(value, str) or math.isfinite(value) else f"{value} is no finite number"
@@ -107,11 +121,33 @@ def take(family: str, life: Finished) -> Values:
     }
 
 
+def _none(life: Finished) -> str:
+    return f"the objective {life.objective.kind} gives no such figure"
+
+
 def _held_out(life: Finished) -> Values:
-    """Every held-out token once, with half a training row of context at least where its document has it."""
+    """The objective's own figures; and of every held-out token once, with half a training row of context at least
+    where its document has it, where the model can be read from left to right."""
+    values: Values = {measure.name: _none(life) for measure in MEASURES.values() if measure.family == "held_out"}
+    if life.objective.whole_text or life.objective.next_token:
+        seen, text_bytes = _seen(life.objective if life.objective.whole_text else Causal(), life)
+        values |= {"bits_per_byte": seen.bits / text_bytes, "loss": seen.nats / seen.tokens}
+    if not life.objective.whole_text:
+        values |= life.objective.figures(_seen(life.objective, life)[0])
+    return values
+
+
+def _seen(objective: Kind, life: Finished) -> tuple[Seen, int]:
+    """What an objective sees of the held-out text, and the bytes of that text."""
+    assert life.held_out is not None
     assert life.length is not None
-    nats, batches = _windows(life, life.length)
-    return {"bits_per_byte": nats / math.log(2) / batches.text_bytes, "loss": nats / batches.tokens}
+    assert life.bundle.tokenizer is not None
+    model, tokenizer = life.bundle.model, life.bundle.tokenizer
+    setting = Setting(life.bundle.architecture, tokenizer, life.length, life.packing)
+    predictor, lengths_V = objective.predictor(), byte_lengths(tokenizer)
+    with torch.inference_mode(), without_dropout(model):
+        parts = [look(predictor, model, batch, lengths_V) for batch in objective.held(life.held_out, setting, _ROWS)]
+    return Seen.sum(parts), life.held_out.text_bytes
 
 
 def _context(life: Finished) -> Values:

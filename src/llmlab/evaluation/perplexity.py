@@ -96,15 +96,15 @@ def score_documents(
     if not any(len(span.ids) > 1 for span in spans):
         raise InputError("held-out text", "holds nothing to foretell", "give at least two tokens of text")
     covered = [span.ids[span.first :] for span in spans]
-    spelt = np.array([0 if begin is None else _spelt(tokenizer, ids) for ids in rows])
+    unwritten = np.array([0 if begin is None else spelt(tokenizer, ids) for ids in rows])
     return Scores(
         span_nats(model, spans, stride),
         np.array([len(ids) for ids in covered]),
-        np.array([int(lengths[ids].sum()) for ids in covered]) - spelt,
+        np.array([int(lengths[ids].sum()) for ids in covered]) - unwritten,
     )
 
 
-def _spelt(tokenizer: Tokenizer, ids: Ids) -> int:
+def spelt(tokenizer: Tokenizer, ids: Ids) -> int:
     """Bytes at the start of a text that are its spelling's alone: 1 or 0."""
     return int(tokenizer.spells_space and len(ids) > 0 and tokenizer.token_bytes(int(ids[0])).startswith(b" "))
 

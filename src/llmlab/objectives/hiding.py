@@ -52,6 +52,7 @@ class Masked(Kind):
     text, so its figures are of the hidden tokens: the share that is found, and their cross entropy."""
 
     best: ClassVar[str] = "masked_cross_entropy"
+    in_bytes: ClassVar[bool] = False
     kind: Literal["masked"] = "masked"
     rate: float = Field(0.15, gt=0, lt=1, description="share of tokens that are predicted")
     mask: float = Field(0.8, ge=0, le=1, description="share of those that [MASK] stands for")
@@ -82,6 +83,10 @@ class Masked(Kind):
         else:
             require(not model.pooled, self.kind, "pooled", model.pooled, "no class is learnt without next_sentence")
 
+    @property
+    def standard(self) -> Masked:
+        return Masked(next_sentence=self.next_sentence)
+
     def predictor(self, z_loss: float = 0.0) -> TokenPrediction[Any]:
         return MaskedPair(z_loss) if self.next_sentence else NextToken(z_loss)
 
@@ -107,19 +112,17 @@ class Masked(Kind):
     def batches(self, corpus: Corpus, setting: Setting, rows: int, micro: int, seed: int) -> Learning:
         if not self.next_sentence:
             return super().batches(corpus, setting, rows, micro, seed)
-        return TextPairBatches(self._pairs(corpus, setting), rows, micro, seed)
+        return TextPairBatches(self._pairs(corpus, setting, self.corruption(setting)), rows, micro, seed)
 
     def held(self, corpus: Corpus, setting: Setting, rows: int) -> Asking:
-        return (
-            TextPairEval(self._pairs(corpus, setting), rows)
-            if self.next_sentence
-            else super().held(corpus, setting, rows)
-        )
+        if not self.next_sentence:
+            return super().held(corpus, setting, rows)
+        return TextPairEval(self._pairs(corpus, setting, self.asked(setting)), rows)
 
-    def _pairs(self, corpus: Corpus, setting: Setting) -> TextPairs:
+    def _pairs(self, corpus: Corpus, setting: Setting, hide: Corruption) -> TextPairs:
         begin, separator = special_ids(setting.tokenizer, [CLASS, SEPARATOR], self.kind)
         ends_V, frame = sentence_ends(setting.tokenizer), (begin, separator)
-        return TextPairs(corpus, setting.length, ends_V, frame, self.corruption(setting))
+        return TextPairs(corpus, setting.length, ends_V, frame, hide)
 
     def ratios(self, seen: Seen) -> dict[str, Ratio]:
         found = {
@@ -142,19 +145,27 @@ class Spans(Kind):
     mean: float = Field(3.0, ge=1, description="mean tokens of a span")
 
     def special(self, length: int) -> tuple[str, ...]:
-        return sentinels(_most_spans(length, self.rate, self.mean))
+        """As many sentinels as a row has spans, in training or when asked."""
+        usual = type(self).model_fields
+        asked = _most_spans(length, usual["rate"].default, usual["mean"].default)
+        return sentinels(max(_most_spans(length, self.rate, self.mean), asked))
 
     def check(self, model: Architecture, packing: Isolated | Mixed) -> None:
         check_parts(self.kind, model, "causal", encoder=True)
         require_apart(self.kind, packing)
+
+    def settled(self, model: Architecture, tokenizer: Tokenizer) -> Architecture:
+        """What the decoder begins with, where the architecture does not say: bos, or eos where there is none."""
+        start = _end(tokenizer) if tokenizer.bos_id is None else tokenizer.bos_id
+        return model if model.start_id is not None else model.model_copy(update={"start_id": start})
 
     def predictor(self, z_loss: float = 0.0) -> FromSource:
         return FromSource(z_loss)
 
     def corruption(self, setting: Setting) -> Corruption:
         ids = np.array(special_ids(setting.tokenizer, self.special(setting.length), self.kind), np.int64)
-        end_id = _end(setting.tokenizer)
-        begin_id = end_id if setting.tokenizer.bos_id is None else setting.tokenizer.bos_id
+        end_id, begin_id = _end(setting.tokenizer), self.settled(setting.model, setting.tokenizer).start_id
+        assert begin_id is not None
 
         def learn(rows: Rows, noise: Noise) -> Batch:
             run = corrupt.pieces(rows.document_BT, rows.tokens_BT != end_id)

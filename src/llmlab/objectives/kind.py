@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     nats: float = 0.0
     tokens: float = 0.0
     right: float = 0.0
-    bytes: int = 0
+    bytes: float = 0.0
     pairs: float = 0.0
     right_pairs: float = 0.0
 
@@ -73,7 +73,8 @@ class Kind(Section, ABC):
 
     kind: str
     best: ClassVar[str]  # which of its figures is to be made small
-    whole_text: ClassVar[bool] = False  # whether its figure is of every byte of a text
+    whole_text: ClassVar[bool] = False  # whether its figure is the likelihood of every byte of a text
+    in_bytes: ClassVar[bool] = True  # whether its figures are by bytes, which a tokenizer may not keep
     next_token: ClassVar[bool] = False  # whether the model then goes on with a text, so that it can be tuned and asked
 
     def special(self, length: int) -> tuple[str, ...]:
@@ -92,9 +93,19 @@ class Kind(Section, ABC):
     def corruption(self, setting: Setting) -> Corruption:
         """What it does to rows in training."""
 
+    @property
+    def standard(self) -> Kind:
+        """The objective by which held-out text is asked: its default settings, so that figures of one name are of like
+        things however a model was trained."""
+        return type(self).model_validate({})
+
     def asked(self, setting: Setting) -> Corruption:
-        """What it does to held-out rows."""
-        return self.corruption(setting)
+        """What is done to held-out rows."""
+        return self.standard.corruption(setting)
+
+    def settled(self, model: Architecture, tokenizer: Tokenizer) -> Architecture:
+        """The architecture with what only the tokenizer can tell."""
+        return model
 
     def reading(self, length: int) -> int:
         """Tokens of text that make a row of `length`."""
@@ -108,7 +119,8 @@ class Kind(Section, ABC):
 
     def held(self, corpus: Corpus, setting: Setting, rows: int) -> Asking:
         """Batches of held-out text, the same for every model and seed."""
-        return EvalBatches(corpus, self.reading(setting.length), rows, setting.packing, 0, self.asked(setting))
+        length = self.standard.reading(setting.length)
+        return EvalBatches(corpus, length, rows, setting.packing, 0, self.asked(setting))
 
     @abstractmethod
     def ratios(self, seen: Seen) -> dict[str, Ratio]:

@@ -71,9 +71,6 @@ class Prefix(Kind):
     def corruption(self, setting: Setting) -> Corruption:
         return Corruption(self._learn, 1, self._name)
 
-    def asked(self, setting: Setting) -> Corruption:
-        return self.model_copy(update={"learn": "suffix"}).corruption(setting)
-
     def _learn(self, rows: Rows, noise: Noise) -> Batch:
         document = corrupt.pieces(rows.document_BT)
         seen_BT = np.maximum(corrupt.prefix_lengths(document, noise[0], self.length) - 1, 0)

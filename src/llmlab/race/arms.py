@@ -169,7 +169,7 @@ def _comparable(arms: Sequence[Arm], measure: Measure) -> None:
         raise InputError(f"--measure {measure.name}", "needs held-out text, and a recipe with a base has none", hint)
     for arm in arms:
         objective = arm.recipe.pretrain.objective if arm.recipe.pretrain is not None else None
-        if measure.family != "cost" and objective is not None and not objective.next_token:
+        if measure.family in ("length", "rescaled", "context") and objective is not None and not objective.next_token:
             problem = f"{measure.name} asks for the next token, which {objective.kind} does not train"
             raise InputError(f"arm {arm.name}: pretrain.objective", problem, "measure parameters or seconds")
     problems = {

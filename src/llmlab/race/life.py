@@ -27,6 +27,7 @@ from llmlab.data.shards import TokenShards
 from llmlab.errors import Diverged
 from llmlab.evaluation.extrapolation import block_ends
 from llmlab.evaluation.measures import VERSION, Finished, Measure, Values, take
+from llmlab.objectives.pretraining import Causal
 from llmlab.race.arms import Arm, hashed
 from llmlab.run import live, stages
 from llmlab.runtime import atomic_json, autocast_dtype, device
@@ -101,12 +102,14 @@ def _measured(
 ) -> Values:
     path, of = folder / "measured.json", hashed([arm.key(seed), VERSION, done[-1]["key"]])
     kept = _kept(path, of) or {"of": of, "version": VERSION, "families": {}}
-    missing = [family for family in dict.fromkeys(m.family for m in measures) if family not in kept["families"]]
+    known = [name for family in kept["families"].values() for name in family]
+    missing = list(dict.fromkeys(measure.family for measure in measures if measure.name not in known))
     if missing:
         bundle, held = open_policy(folder), folder / "tokenizer" / "held_out"
         bundle.model.to(session.device)
-        packing = arm.recipe.pretrain.packing if arm.recipe.pretrain is not None else Isolated()
-        life = Finished(bundle, TokenShards(held) if held.is_dir() else None, arm.length, packing, done)
+        first = arm.recipe.pretrain
+        packing, objective = (Isolated(), Causal()) if first is None else (first.packing, first.objective)
+        life = Finished(bundle, TokenShards(held) if held.is_dir() else None, arm.length, packing, done, objective)
         for family in missing:
             kept["families"][family] = take(family, life)
         atomic_json(path, kept)

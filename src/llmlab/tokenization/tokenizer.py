@@ -221,7 +221,8 @@ class Tokenizer:
         backend = Backend.from_str(self._marking.to_str())
         missing = [token for token in tokens if self.token_id(token) is None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
-        return Tokenizer(backend, self.bos_token, self.eos_token, self.pad_token, self.unk_token, self.chat_template)
+        roles = {role: getattr(self, f"{role}_token") for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask")}
+        return Tokenizer(backend, chat_template=self.chat_template, **roles)
 
     # ------------------------------------------------------------ files
 

@@ -68,7 +68,9 @@ def pretrain(
     length beyond the context, a corpus shorter than a row.
     """
     section.check(architecture)
-    objective, setting = section.objective, Setting(architecture, tokenizer, section.row(architecture), section.packing)
+    objective, length = section.objective, section.row(architecture)
+    architecture = objective.settled(architecture, tokenizer)
+    setting = Setting(architecture, tokenizer, length, section.packing)
     for shards in (train_shards, held_shards):
         shards.require(tokenizer)
     batches = objective.batches(train_shards, setting, section.batch_size, section.micro_batch, session.seed)

@@ -12,7 +12,10 @@ from llmlab.training.loop import Probe
 
 
 def held_out(objective: Kind, corpus: Corpus, setting: Setting, rows: int) -> Probe:
-    """The objective's figures of this corpus, each with `held_out_` before its name; `rows` go through at once."""
+    """The objective's figures of this corpus, each with `held_out_` before its name; `rows` go through at once.
+    InputError for figures by bytes where the tokenizer does not keep them."""
+    if objective.in_bytes:
+        setting.tokenizer.require_lossless("figures by bytes")
     batches, lengths_V = objective.held(corpus, setting, rows), byte_lengths(setting.tokenizer)
     predictor = objective.predictor()
 

@@ -14,7 +14,7 @@ from llmlab.data.shards import Documents
 from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
-from llmlab.evaluation.perplexity import begin_id
+from llmlab.evaluation.perplexity import begin_id, spelt
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject
 from llmlab.inference.engine import without_dropout
@@ -35,6 +35,8 @@ class Task(base.Task):
         model = subject.bundle.architecture
         objective: Kind = self.objective or made_for(model, subject.tokenizer)
         objective.check(model, Isolated())
+        if objective.in_bytes:
+            subject.tokenizer.require_lossless("figures by bytes")
         rows = self._rows(subject, objective)
         objective.figures(Seen.sum(rows))  # says where there is nothing to ask
         name = "held_out" if self.path is None else self.files()[0].name
@@ -49,7 +51,10 @@ class Task(base.Task):
         setting = Setting(subject.bundle.architecture, subject.tokenizer, subject.bundle.architecture.context)
         predictor, lengths_V = objective.predictor(), byte_lengths(subject.tokenizer)
         with torch.inference_mode(), without_dropout(model):
-            return [look(predictor, model, batch, lengths_V) for batch in objective.held(corpus, setting, 1)]
+            rows = [look(predictor, model, batch, lengths_V) for batch in objective.held(corpus, setting, 1)]
+        # Of a whole text the bytes are the text's, without what only its spelling has; by rows that is told in shares.
+        share = corpus.text_bytes / (Seen.sum(rows).bytes or 1) if objective.whole_text else 1
+        return [row._replace(bytes=row.bytes * share) for row in rows]
 
     def _corpus(self, subject: Subject) -> Documents:
         tokenizer, end = subject.tokenizer, subject.tokenizer.eos_id
@@ -65,11 +70,19 @@ class Task(base.Task):
         else:
             documents = [list(ids) for ids in subject.held_out[: self.limit]]
         lengths_V = byte_lengths(tokenizer)
-        return Documents(documents, int(sum(lengths_V[ids].sum() for ids in documents)), begin, end)
+        size = sum(int(lengths_V[ids].sum()) - spelt(tokenizer, ids) for ids in documents)
+        return Documents(documents, size, begin, end)
 
 
 def _result(name: str, metric: str, ratios: list[Ratio], seed: int) -> Result:
-    """One figure over the rows. Those in which nothing was asked stay: a row that only ends a text costs bits."""
+    """One figure over the rows. Those in which nothing was asked stay: a row that only ends a text costs bits.
+
+    Of a share the interval is Wilson's too, where that is wider: the bootstrap takes none found for certain.
+    """
     sums, counts = [float(ratio.total) for ratio in ratios], [float(ratio.per) for ratio in ratios]
     value = statistics.ratio(sums, counts, derive(seed, "held_out", metric))
-    return Result(name, metric, value, "higher" if metric.endswith("accuracy") else "lower", sums, counts)
+    if not metric.endswith("accuracy"):
+        return Result(name, metric, value, "lower", sums, counts)
+    wilson = statistics.wilson(round(sum(sums)), round(sum(counts)))
+    value = value._replace(low=min(value.low, wilson.low), high=max(value.high, wilson.high))
+    return Result(name, metric, value, "higher", sums, counts)
