@@ -78,7 +78,9 @@ def run(
         f"{stage['name']:<10} {stage['seconds']:8.1f} s {stage['peak_bytes'] / 2**20:7.0f} MiB"
         for stage in done["stages"]
     ]
-    _answer(as_json, done, "\n".join([*lines, f"report: {done['report']}", f"talk to it: llmlab chat {done['out']}"]))
+    goes_on = whole.pretrain is None or whole.pretrain.objective.next_token
+    verb = "talk to it: llmlab chat" if goes_on else "measure it: llmlab evaluate"
+    _answer(as_json, done, "\n".join([*lines, f"report: {done['report']}", f"{verb} {done['out']}"]))
 
 
 @app.command()
