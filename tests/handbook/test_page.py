@@ -25,7 +25,7 @@ def test_the_list_has_54_rows_with_the_fields_that_scripts_rely_on(lang: Any) ->
     for row in rows:
         assert list(row) == ["n", "question", "verdict", "evidence", "tier", "seconds", "date"]
         if row["n"] in built():
-            assert row["tier"] == "F"
+            assert row["tier"] in ("F", "S", "M")
             assert isinstance(row["evidence"], str)
             assert row["seconds"] >= 0
         else:

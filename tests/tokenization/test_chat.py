@@ -186,8 +186,8 @@ def test_sentencepiece_chats_as_transformers(shared: Path, tmp_path: Path) -> No
 
 def test_smollm2_golden(smollm2: Path) -> None:
     """As transformers' `apply_chat_template` on its own reading of the same file."""
-    from llmlab.checkpoints.gguf import _tokenizer as tokenizer_of
     from llmlab.checkpoints.gguf_file import GGUF
+    from llmlab.checkpoints.gguf_tokenizer import read_tokenizer as tokenizer_of
 
     tokenizer = tokenizer_of(GGUF(smollm2))
     assert tokenizer is not None

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer
 
-from llmlab.checkpoints.gguf import _tokenizer
 from llmlab.checkpoints.gguf_file import GGUF
+from llmlab.checkpoints.gguf_tokenizer import read_tokenizer
 from llmlab.errors import InputError
 from llmlab.inference.text import text_of
 from llmlab.tokenization.chat import Renderer
@@ -210,13 +210,13 @@ def test_pieces_without_marks_are_the_same_vocabulary(ours: Tokenizer, text: str
 
 
 def test_read_from_a_file(ours: Tokenizer, tmp_path: Path) -> None:
-    read = _tokenizer(_gguf(tmp_path / "a.gguf", _vocabulary(ours)))
+    read = read_tokenizer(_gguf(tmp_path / "a.gguf", _vocabulary(ours)))
     assert read is not None
     assert read.encode(CORPUS[0]) == ours.encode(CORPUS[0])
     assert (read.cls_id, read.sep_id, read.mask_id, read.pad_id) == (2, 3, 4, 0)
-    folded = _tokenizer(_gguf(tmp_path / "b.gguf", _vocabulary(ours), lowercase=True, strip_accents=True))
+    folded = read_tokenizer(_gguf(tmp_path / "b.gguf", _vocabulary(ours), lowercase=True, strip_accents=True))
     assert folded is not None
     assert _lowercase(folded)
-    kept = _tokenizer(_gguf(tmp_path / "c.gguf", _vocabulary(ours), lowercase=False))
+    kept = read_tokenizer(_gguf(tmp_path / "c.gguf", _vocabulary(ours), lowercase=False))
     assert kept is not None
     assert not _lowercase(kept)
