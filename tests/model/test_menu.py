@@ -113,6 +113,7 @@ def test_wirings(wiring_kind: type, tmp_path: Path) -> None:
         {"encoder_layers": 1, "position": "t5"},
         {"encoder_layers": 1, "position": "learned", "wiring": "sandwich"},
         {"encoder_layers": 2, "position": "sinusoidal", "wiring": "deepnorm"},
+        {"encoder_layers": 1, "position": "learned", "embedding": {"dim": 4}, "tied": False},
         {"shared": True},
         {"embedding": {"dim": 4, "scale": 2.0, "segments": 2}, "position": "learned", "tied": False},
         {"local": {"layers": [0], "window": 2, "position": {"kind": "rope", "base": 100.0}}},
@@ -223,6 +224,10 @@ def test_a_blank_is_looked_for() -> None:
             r"model\.streams: a second stream cannot go with gru",
         ),
         ({"wiring": "parallel", "encoder_layers": 1, "position": "t5"}, r"model\.wiring: parallel cannot go"),
+        (
+            {"local": {"layers": [0], "window": 2, "position": "learned"}},
+            r"model\.local\.position: learned is added to",
+        ),
         ({"local": {"layers": [7], "window": 2}}, r"model\.local\.layers: 7 is no layer"),
         ({"position": {"kind": "rope", "scaling": "yarn"}}, r"trained: is required"),
         ({"position": {"kind": "rope", "scaling": "yarm"}}, r"unknown kind 'yarm' \(did you mean 'yarn'"),

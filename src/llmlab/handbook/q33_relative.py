@@ -42,10 +42,8 @@ def scores(encoding: Encoding, q_HK: Tensor, k_HK: Tensor) -> Tensor:
     q, k = (x_HK[None, :, None].expand(1, HEADS, LENGTH, HEAD_DIM) for x_HK in (q_HK, k_HK))
     q, k = encoding.query(q, prepared), encoding.key(k, prepared)
     total = q @ k.transpose(2, 3)
-    if encoding.content:
-        total = total + encoding.scores(0, q, k, prepared)
-    if (bias := encoding.bias(prepared)) is not None:
-        total = total + bias
+    for added in (encoding.scores(0, q, k, prepared), encoding.bias(prepared)):
+        total = total if added is None else total + added
     return total[0]
 
 

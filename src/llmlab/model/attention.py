@@ -192,9 +192,10 @@ class Attention(Mixer):
         sees nothing takes nothing."""
         if self.key_heads != self.heads:
             k_BGSK, v_BGSK = (x.repeat_interleave(self.heads // self.key_heads, 1) for x in (k_BGSK, v_BGSK))
+        position = sight.position
         scores = q_BHTK @ k_BGSK.transpose(2, 3)
-        if sight.position.content:
-            scores = scores + sight.position.scores(layer, q_BHTK, k_BGSK, sight.prepared)
+        if (by_place := position.scores(layer, q_BHTK, k_BGSK, sight.prepared)) is not None:
+            scores = scores + by_place
         scores = scores * self.scale
         if mask.is_floating_point():
             scores, mask = scores + mask, mask > float("-inf")
@@ -203,7 +204,7 @@ class Attention(Mixer):
         scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
         weights = scores.softmax(-1).masked_fill(~mask, 0.0).to(v_BGSK.dtype)
         mixed = weights @ v_BGSK
-        extra = sight.position.values(layer, weights, v_BGSK, sight.prepared) if sight.position.content else None
+        extra = position.values(layer, weights, v_BGSK, sight.prepared)
         return mixed if extra is None else mixed + extra
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:

@@ -53,8 +53,8 @@ class Encoding(nn.Module):
     def key(self, k_BGTK: Tensor, prepared: Any) -> Tensor:
         return k_BGTK
 
-    def scores(self, layer: int, q_BHTK: Tensor, k_BHSK: Tensor, prepared: Any) -> Tensor:
-        raise NotImplementedError
+    def scores(self, layer: int, q_BHTK: Tensor, k_BHSK: Tensor, prepared: Any) -> Tensor | None:
+        return None
 
     def values(self, layer: int, weights_BHTS: Tensor, v_BHSK: Tensor, prepared: Any) -> Tensor | None:
         return None
@@ -65,7 +65,6 @@ class PositionPart(Section, ABC):
 
     kind: str
     in_attention: ClassVar[bool] = True  # whether it acts on scores, so that a recurrent net has no use for it
-    one_way: ClassVar[bool] = False  # whether it is defined for tokens that see no later ones only
     crosses: ClassVar[bool] = True  # whether a decoder that looks at an encoder may have it
 
     @abstractmethod

@@ -90,9 +90,9 @@ class Architecture(Section):
         return self.attention
 
     def shape(self, encoder: bool = False, context: int | None = None) -> Shape:
-        """What positions need to know of the stack."""
+        """What positions need to know of the stack. Those that are added to embeddings are as wide as the table."""
         return Shape(
-            dim=self.dim,
+            dim=self.dim if self.position.in_attention else self.embedding.dim or self.dim,
             heads=self.attention.heads,
             head_dim=self.attention.width(self.dim),
             context=context or self.context,
@@ -135,6 +135,9 @@ def _check(a: Architecture) -> None:
         if a.local is not None or a.encoder_layers:
             field = "local" if a.local is not None else "encoder_layers"
             raise InputError(f"model.{field}", f"cannot go with {a.attention.kind}", "use mha, gqa or mqa")
+    if a.local is not None and a.local.position is not None and not a.local.position.in_attention:
+        problem = f"{a.local.position.kind} is added to embeddings, which all layers share"
+        raise InputError("model.local.position", problem, "use one that acts on scores, as rope")
     if a.local is not None and (wrong := [layer for layer in a.local.layers if not 0 <= layer < a.layers]):
         raise InputError("model.local.layers", f"{wrong[0]} is no layer", f"0 to {a.layers - 1} are")
     if a.streams == 2 and not a.attention.scores:
@@ -148,14 +151,13 @@ def _check(a: Architecture) -> None:
         raise InputError("model.tied", "false needs a head", "head none has no matrix of its own")
 
 
-class Stack(nn.Module):
-    """Blocks between their first and their last norm: the encoder's, kept beside the model's own."""
+class Encoder(nn.Module):
+    """The encoder's positions, blocks and last norm, kept beside the model's own."""
 
-    def __init__(self, a: Architecture, encoder: bool = False) -> None:
+    def __init__(self, a: Architecture) -> None:
         super().__init__()
-        shape = a.shape(encoder)
-        self.position = a.position.build(shape)
-        self.blocks = blocks(a, encoder)
+        self.position = a.position.build(a.shape(encoder=True))
+        self.blocks = blocks(a, encoder=True)
         self.final_norm = final_norm(a)
 
 
@@ -174,7 +176,7 @@ def blocks(a: Architecture, encoder: bool = False) -> nn.ModuleList:
             [a.norm.build(a.dim) for _ in range(norms_of(a.wiring, cross))],
             a.dropout,
             alpha,
-            a.attention.build(a.dim, a.norm) if cross else None,  # type: ignore[arg-type]
+            a.keyed.build(a.dim, a.norm) if cross else None,
         )
         for _ in range(1 if a.shared else layers)
     )
@@ -195,8 +197,7 @@ class Transformer(nn.Module):
         table = a.embedding.dim or a.dim
         self.embedding = nn.Embedding(vocab_size, table, _weight=torch.empty(vocab_size, table))
         shape = a.shape()
-        embeds = Shape(table, shape.heads, shape.head_dim, shape.context, shape.layers, shape.one_way)
-        self.position = a.position.build(shape if a.position.in_attention else embeds)
+        self.position = a.position.build(shape)
         self.local_position = a.local.position.build(shape) if a.local and a.local.position else None
         self.segment = nn.Parameter(torch.empty(a.embedding.segments, table)) if a.embedding.segments else None
         self.embedding_norm = a.norm.build(table) if a.embedding.norm else nn.Identity()
@@ -204,7 +205,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = blocks(a)
         self.final_norm = final_norm(a)
-        self.encoder = Stack(a, encoder=True) if a.encoder_layers else None
+        self.encoder = Encoder(a) if a.encoder_layers else None
         self.transform: nn.Module = nn.Identity()
         if isinstance(a.head, TransformedHead):
             self.transform = Transform(Linear(a.dim, table), a.head.activation, a.norm.build(table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import ClassVar, Literal
 
 import torch
@@ -57,21 +58,24 @@ class MultipliedWeights(PositionPart):
         return MultipliedWeightsEncoding(shape.heads)
 
 
-class MultipliedWeightsEncoding(AlibiEncoding):
+class MultipliedEncoding(Encoding, ABC):
+    """Attention with its weights in the open, and ALiBi's matrix to multiply something by."""
+
     content = True
 
-    def matrix(self, prepared: Tensor) -> Tensor:
-        return super().bias(prepared)
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.alibi = AlibiEncoding(heads)
 
-    def bias(self, prepared: Tensor) -> Tensor | None:  # type: ignore[override]
-        return None
+    def prepare(self, at_q: Places, at_k: Places) -> Tensor:
+        """The matrix, [B or 1, H, T, S]."""
+        return self.alibi.bias(self.alibi.prepare(at_q, at_k))
 
-    def scores(self, layer: int, q_BHTK: Tensor, k_BHSK: Tensor, prepared: Tensor) -> Tensor:
-        return torch.zeros((), device=q_BHTK.device, dtype=q_BHTK.dtype)
 
+class MultipliedWeightsEncoding(MultipliedEncoding):
     def values(self, layer: int, weights_BHTS: Tensor, v_BHSK: Tensor, prepared: Tensor) -> Tensor:
         """What brings the mix of `weights` to that of `weights * matrix`."""
-        return (weights_BHTS * (self.matrix(prepared).to(weights_BHTS.dtype) - 1)) @ v_BHSK
+        return (weights_BHTS * (prepared.to(weights_BHTS.dtype) - 1)) @ v_BHSK
 
 
 class MultipliedScores(PositionPart):
@@ -86,10 +90,7 @@ class MultipliedScores(PositionPart):
         return MultipliedScoresEncoding(shape.heads)
 
 
-class MultipliedScoresEncoding(MultipliedWeightsEncoding):
+class MultipliedScoresEncoding(MultipliedEncoding):
     def scores(self, layer: int, q_BHTK: Tensor, k_BHSK: Tensor, prepared: Tensor) -> Tensor:
         """What brings q k to q k times the matrix."""
-        return (q_BHTK @ k_BHSK.transpose(2, 3)) * (self.matrix(prepared).to(q_BHTK.dtype) - 1)
-
-    def values(self, layer: int, weights_BHTS: Tensor, v_BHSK: Tensor, prepared: Tensor) -> None:  # type: ignore[override]
-        return None
+        return (q_BHTK @ k_BHSK.transpose(2, 3)) * (prepared.to(q_BHTK.dtype) - 1)
