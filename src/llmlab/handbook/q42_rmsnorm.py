@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from llmlab.handbook.measures import draw, filled, gap, parameters, power, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
-from llmlab.model.attention import Attention, MultiHead
-from llmlab.model.block import Block
+from llmlab.model.attention import MultiHead
+from llmlab.model.equivalents import fold_gains
 from llmlab.model.norms import LayerNorm, RMSNorm, RootMeanSquare
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.transformer import Architecture
 from llmlab.stages import Session
 
 EXACT = 1e-12
@@ -33,39 +33,19 @@ class PrintedRMSNorm(nn.Module):
 
 
 @torch.no_grad()
-def _into(norm: nn.Module, *linears: nn.Module) -> None:
-    """Move a norm's gain into the matrices that read it: W diag(g) x = W (g * x)."""
-    gain = norm.get_parameter("weight")
-    for linear in linears:
-        linear.get_parameter("weight").mul_(gain)
-    gain.fill_(1.0)
-
-
-def _fold_blocks(model: Transformer) -> None:
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        assert isinstance(block.attention, Attention)
-        _into(block.attention_norm, block.attention.query, block.attention.key, block.attention.value)
-        ff = block.feedforward
-        _into(block.feedforward_norm, ff.get_submodule("gate"), ff.get_submodule("up"))
-
-
-@torch.no_grad()
 def _folding(session: Session) -> Figures:
     ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) * 7 % VOCABULARY
     figures: Figures = {}
     for tied in (False, True):
         model = TINY.model_copy(update={"tied": tied}).build(VOCABULARY, session.seed)
         filled(model, session.seed, "q42.model")
-        before = model(ids)
-        _fold_blocks(model)
-        if tied:  # the head is the embedding: folding the last gain would change what the model reads
-            _into(model.final_norm, model.embedding)
-            figures["tied_fold_difference"] = relative(model(ids), before)
+        folded = fold_gains(model)
+        if tied:  # the head is the embedding: what the last gain makes of the one would change the other
+            assert folded.head is not None
+            folded.embedding.weight.copy_(folded.head.weight)
+            figures["tied_fold_difference"] = relative(folded(ids), model(ids))
         else:
-            assert model.head is not None
-            _into(model.final_norm, model.head)
-            figures["fold_gap"] = gap(model(ids), before)
+            figures["fold_gap"] = gap(folded(ids), model(ids))
     return figures
 
 
@@ -200,7 +180,7 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/norms.py",),
+    uses=("llmlab/model/norms.py", "llmlab/model/equivalents.py"),
     settings={
         "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
         "rows": ROWS,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from llmlab.handbook.measures import draw, filled, gap, parameters, power, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.model.attention import MultiHead
-from llmlab.model.block import Block
-from llmlab.model.norms import LayerNorm, RMSNorm, RootMeanSquare
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.equivalents import to_rmsnorm
+from llmlab.model.norms import LayerNorm, RMSNorm
+from llmlab.model.transformer import Architecture
 from llmlab.stages import Session
 
 EXACT = 1e-12
@@ -31,45 +31,16 @@ class WholeInputRMSNorm(nn.Module):
         return x / torch.sqrt(x.square().mean() + 1e-5)
 
 
-class BiasedRMSNorm(nn.Module):
-    """A LayerNorm with its centring taken out: RMSNorm, then the bias."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.norm = RootMeanSquare(norm.weight.shape[0], norm.eps)
-        self.norm.weight, self.bias = norm.weight, norm.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(x) + self.bias
-        return y
-
-
-@torch.no_grad()
-def to_pre_rmsnorm(model: Transformer) -> None:
-    """Pre-LN to Pre-RMSNorm in place, exactly (Jiang et al. 2023): whatever writes into the stream is centred."""
-    table = model.embedding.weight
-    table.sub_(table.mean(1, keepdim=True))
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        for writer in (block.attention.get_submodule("output"), block.feedforward.get_submodule("down")):
-            weight = writer.get_parameter("weight")
-            weight.sub_(weight.mean(0, keepdim=True))
-        for name in ("attention_norm", "feedforward_norm"):
-            setattr(block, name, BiasedRMSNorm(block.get_submodule(name)))  # type: ignore[arg-type]
-    model.final_norm = BiasedRMSNorm(model.final_norm)  # type: ignore[arg-type]
-
-
 @torch.no_grad()
 def _conversion(session: Session) -> Figures:
     model = TINY.build(VOCABULARY, session.seed)
     filled(model, session.seed, "q43.model").float()
     ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) * 7 % VOCABULARY
-    before = model(ids)
+    before, converted = model(ids), to_rmsnorm(model)
     centred = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    to_pre_rmsnorm(model)
-    left = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    left = [module for module in converted.modules() if isinstance(module, nn.LayerNorm)]
     return {
-        "conversion_gap": gap(model(ids), before),
+        "conversion_gap": gap(converted(ids), before),
         "logits_size": float(before.square().mean().sqrt()),
         "norms_converted": float(len(centred) - len(left)),
         "layernorms_left": float(len(left)),
@@ -267,7 +238,7 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/norms.py", "llmlab/model/block.py"),
+    uses=("llmlab/model/norms.py", "llmlab/model/equivalents.py"),
     settings={
         "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
         "rows": ROWS,
