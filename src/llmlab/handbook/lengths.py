@@ -1,4 +1,4 @@
-"""What the questions on length share: angles that training never met, how far back attention looks, races as bounds.
+"""What the questions on length share: angles that training never met, and how far back attention looks.
 
 S keys, H heads, P turned pairs.
 """
@@ -10,8 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from llmlab.handbook.question import Figures
-from llmlab.handbook.raced import Told
 from llmlab.model.encoding import Shape
 from llmlab.model.places import Places
 from llmlab.model.relative import Alibi, AlibiEncoding
@@ -56,15 +54,3 @@ def nearest(weights_HS: Tensor, share: float) -> list[int]:
     """For each head: how many of the nearest keys hold at least this share of the weight."""
     held_HS = weights_HS.flip(-1).cumsum(-1)
     return [int((row < share).sum()) + 1 for row in held_HS]
-
-
-def bounds(told: Told, name: str, a: str, b: str, measure: str, other: str | None = None) -> Figures:
-    """`measure` of arm a minus that of b (minus `other` of b): its mean, and the ends of its 95 % interval."""
-    found = told.difference(a, b, measure, other)
-    return {name: found.mean, f"{name}_lower": found.low, f"{name}_upper": found.high}
-
-
-def grown(told: Told, arm: str, times: int, than: int = 1) -> Figures:
-    """What an arm's loss gained from `than` to `times` the trained length, the same tokens scored."""
-    name = f"{arm.replace(', ', '_')}_{times}x_minus_{than}x"
-    return bounds(told, name, arm, arm, f"bits_per_byte@{times}x", f"bits_per_byte@{than}x")

@@ -111,8 +111,7 @@ def figures(session: Session) -> Figures:
 
 
 def raced(told: Mapping[str, Told]) -> Figures:
-    none = told["positions"].difference("none", "rope", "bits_per_byte")
-    return {"none_minus_rope": none.mean, "none_minus_rope_lower": none.low, "none_minus_rope_upper": none.high}
+    return told["positions"].bounds("none_minus_rope", "none", "rope", "bits_per_byte")
 
 
 def evidence(f: Mapping[str, float]) -> Text:

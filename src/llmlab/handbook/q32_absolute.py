@@ -88,15 +88,10 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
-    longer = race.difference("sinusoidal", "sinusoidal", "bits_per_byte@2x", "bits_per_byte@1x")
-    tables = race.difference("learned", "sinusoidal", "bits_per_byte")
     return {
         "learned_reads_2x": float(race.fails("learned", "bits_per_byte@2x") is None),
-        "sinusoidal_2x_minus_1x": longer.mean,
-        "sinusoidal_2x_minus_1x_lower": longer.low,
-        "learned_minus_sinusoidal": tables.mean,
-        "learned_minus_sinusoidal_lower": tables.low,
-        "learned_minus_sinusoidal_upper": tables.high,
+        **race.grown("sinusoidal", 2),
+        **race.bounds("learned_minus_sinusoidal", "learned", "sinusoidal", "bits_per_byte"),
     }
 
 

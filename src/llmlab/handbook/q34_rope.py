@@ -160,15 +160,9 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
-    cost = race.difference("rotated vectors", "rope", "bits_per_byte")
-    none = race.difference("rotated vectors", "none", "bits_per_byte")
     return {
-        "rotated_minus_rope": cost.mean,
-        "rotated_minus_rope_lower": cost.low,
-        "rotated_minus_rope_upper": cost.high,
-        "rotated_minus_none": none.mean,
-        "rotated_minus_none_lower": none.low,
-        "rotated_minus_none_upper": none.high,
+        **race.bounds("rotated_minus_rope", "rotated vectors", "rope", "bits_per_byte"),
+        **race.bounds("rotated_minus_none", "rotated vectors", "none", "bits_per_byte"),
     }
 
 

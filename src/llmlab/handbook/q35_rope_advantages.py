@@ -132,21 +132,13 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
-    found: Figures = {}
+    found = race.bounds("alibi_minus_rope_8x", "alibi", "rope", "bits_per_byte@8x")
+    found |= race.bounds("yarn_minus_plain_4x", "rope", "rope", "yarn@4x", "bits_per_byte@4x")
     for k in MULTIPLES:
-        longer = race.difference("rope", "rope", f"bits_per_byte@{k}x", "bits_per_byte@1x")
-        found |= {f"rope_{k}x_minus_1x": longer.mean, f"rope_{k}x_minus_1x_lower": longer.low}
+        found |= race.grown("rope", k)
     for other in ("sinusoidal", "learned"):
-        gain = race.difference("rope", other, "bits_per_byte")
-        found |= {f"rope_minus_{other}": gain.mean, f"rope_minus_{other}_upper": gain.high}
-    alibi = race.difference("alibi", "rope", "bits_per_byte@8x")
-    repaired = race.difference("rope", "rope", "yarn@4x", "bits_per_byte@4x")
-    return found | {
-        "alibi_minus_rope_8x": alibi.mean,
-        "alibi_minus_rope_8x_upper": alibi.high,
-        "yarn_minus_plain_4x": repaired.mean,
-        "yarn_minus_plain_4x_upper": repaired.high,
-    }
+        found |= race.bounds(f"rope_minus_{other}", "rope", other, "bits_per_byte")
+    return found
 
 
 def evidence(f: Mapping[str, float]) -> Text:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmlab.data.batch import Batch
 from llmlab.data.shards import TokenShards, write_shards
 from llmlab.evaluation.extrapolation import bits_beyond
-from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, bounds, grown, unmet_pairs
+from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, unmet_pairs
 from llmlab.handbook.measures import draw, filled, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.handbook.raced import Told
@@ -158,11 +158,11 @@ def figures(session: Session) -> Figures:
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
     return {
-        **grown(race, "rope", TIMES),
-        **bounds(race, "yarn_minus_rope", "rope", "rope", f"yarn@{TIMES}x", f"bits_per_byte@{TIMES}x"),
-        **grown(race, "none", TIMES, 2),
-        **grown(race, "alibi", TIMES, 2),
-        **grown(race, "t5", TIMES, 2),
+        **race.grown("rope", TIMES),
+        **race.bounds("yarn_minus_rope", "rope", "rope", f"yarn@{TIMES}x", f"bits_per_byte@{TIMES}x"),
+        **race.grown("none", TIMES, 2),
+        **race.grown("alibi", TIMES, 2),
+        **race.grown("t5", TIMES, 2),
         "learned_refuses": float(race.fails("learned", "bits_per_byte@2x") is not None),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from llmlab.errors import InputError
-from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, bounds, grown, step_angles, unmet, unmet_pairs
+from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, step_angles, unmet, unmet_pairs
 from llmlab.handbook.measures import filled, gap, power
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.handbook.raced import Told
@@ -122,17 +122,17 @@ def raced(told: Mapping[str, Told]) -> Figures:
     race, short = told["positions"], told["short_alibi"]
     found: Figures = {}
     for arm in ("sinusoidal", "rope", "rope, wide", "alibi"):
-        found |= grown(race, arm, TIMES)
+        found |= race.grown(arm, TIMES)
     for arm in ("alibi", "t5"):
-        found |= grown(race, arm, TIMES, 2)
+        found |= race.grown(arm, TIMES, 2)
     for way in ("ntk", "dynamic", "yarn", "window", "sinks"):
         name = f"{way}_minus_rope"
-        found |= bounds(race, name, "rope", "rope", f"{way}@{TIMES}x", f"bits_per_byte@{TIMES}x")
+        found |= race.bounds(name, "rope", "rope", f"{way}@{TIMES}x", f"bits_per_byte@{TIMES}x")
     for way, other in (("ntk", "linear"), ("yarn", "linear"), ("sinks", "window")):
-        found |= bounds(race, f"{way}_minus_{other}", "rope", "rope", f"{way}@4x", f"{other}@4x")
-    found |= bounds(race, "alibi_minus_rope", "alibi", "rope", f"bits_per_byte@{TIMES}x")
-    found |= bounds(race, "wide_minus_alibi", "rope, wide", "alibi", f"bits_per_byte@{TIMES}x")
-    found |= bounds(short, "long_minus_short", "sinusoidal, 128", "sinusoidal, 64", "bits_per_byte@context")
+        found |= race.bounds(f"{way}_minus_{other}", "rope", "rope", f"{way}@4x", f"{other}@4x")
+    found |= race.bounds("alibi_minus_rope", "alibi", "rope", f"bits_per_byte@{TIMES}x")
+    found |= race.bounds("wide_minus_alibi", "rope, wide", "alibi", f"bits_per_byte@{TIMES}x")
+    found |= short.bounds("long_minus_short", "sinusoidal, 128", "sinusoidal, 64", "bits_per_byte@context")
     found["wide_times_parameters"] = race.mean("rope, wide", "parameters") / race.mean("rope", "parameters")
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from llmlab.handbook.lengths import MULTIPLES, TRAINED, bias_of_the_last, bounds, grown, nearest
+from llmlab.handbook.lengths import MULTIPLES, TRAINED, bias_of_the_last, nearest
 from llmlab.handbook.measures import gap, parameters, power, relative
 from llmlab.handbook.one_layer import Layer, penalties
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
@@ -99,11 +99,11 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
-    found = {**grown(race, "alibi", TIMES), **grown(race, "alibi", TIMES, 2)}
+    found = {**race.grown("alibi", TIMES), **race.grown("alibi", TIMES, 2)}
     for arm in ("rope", "sinusoidal"):
-        found |= bounds(race, f"alibi_minus_{arm}", "alibi", arm, f"bits_per_byte@{TIMES}x")
+        found |= race.bounds(f"alibi_minus_{arm}", "alibi", arm, f"bits_per_byte@{TIMES}x")
     for times in (1, TIMES):
-        found |= bounds(race, f"low_minus_alibi_{times}x", "low dimension", "alibi", f"bits_per_byte@{times}x")
+        found |= race.bounds(f"low_minus_alibi_{times}x", "low dimension", "alibi", f"bits_per_byte@{times}x")
     return found
 
 

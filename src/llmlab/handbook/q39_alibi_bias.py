@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from llmlab.handbook.lengths import MULTIPLES, TRAINED, bounds, grown
+from llmlab.handbook.lengths import MULTIPLES, TRAINED
 from llmlab.handbook.literal.positions import MultipliedWeights
 from llmlab.handbook.measures import gap, parameters, power
 from llmlab.handbook.one_layer import Layer, penalties
@@ -86,12 +86,12 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["positions"]
-    found = grown(race, "alibi", TIMES, 2)
+    found = race.grown("alibi", TIMES, 2)
     for name, arm in LITERAL.items():
         for times in (1, TIMES):
             measure, figure = f"bits_per_byte@{times}x", f"{name}_minus_alibi_{times}x"
             if race.fails(arm, measure) is None:
-                found |= bounds(race, figure, arm, "alibi", measure)
+                found |= race.bounds(figure, arm, "alibi", measure)
             else:
                 found |= {figure: NO_NUMBER, f"{figure}_lower": NO_NUMBER, f"{figure}_upper": NO_NUMBER}
     return found

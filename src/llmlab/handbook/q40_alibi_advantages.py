@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from llmlab.handbook.lengths import MULTIPLES, TRAINED, bias_of_the_last, bounds, grown
+from llmlab.handbook.lengths import MULTIPLES, TRAINED, bias_of_the_last
 from llmlab.handbook.measures import parameters
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.handbook.raced import Told
@@ -90,11 +90,11 @@ def raced(told: Mapping[str, Told]) -> Figures:
     race, short = told["positions"], told["short_alibi"]
     a, b = f"alibi, {SHORT}", f"sinusoidal, {TRAINED}"
     return {
-        **grown(race, "alibi", TIMES, 2),
-        **bounds(race, "alibi_minus_sinusoidal", "alibi", "sinusoidal", f"bits_per_byte@{TIMES}x"),
-        **bounds(short, "short_minus_long", a, b, "bits_per_byte@context"),
-        **bounds(short, "short_alibi_minus_short_sinusoidal", a, f"sinusoidal, {SHORT}", "bits_per_byte@context"),
-        **bounds(short, "seconds_short_minus_long", a, b, "seconds"),
+        **race.grown("alibi", TIMES, 2),
+        **race.bounds("alibi_minus_sinusoidal", "alibi", "sinusoidal", f"bits_per_byte@{TIMES}x"),
+        **short.bounds("short_minus_long", a, b, "bits_per_byte@context"),
+        **short.bounds("short_alibi_minus_short_sinusoidal", a, f"sinusoidal, {SHORT}", "bits_per_byte@context"),
+        **short.bounds("seconds_short_minus_long", a, b, "seconds"),
         "seconds_long": short.mean(b, "seconds"),
         "megabytes_short_minus_long": (short.mean(a, "peak_bytes") - short.mean(b, "peak_bytes")) / 1e6,
     }

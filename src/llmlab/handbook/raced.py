@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmlab.errors import LlmlabError, unknown
 from llmlab.handbook import races
-from llmlab.handbook.question import HERE, Text
+from llmlab.handbook.question import HERE, Figures, Text
 
 if TYPE_CHECKING:
     from llmlab.race.arms import Arm
@@ -91,6 +91,16 @@ class Told:
         assert low is not None
         assert high is not None
         return Difference(found.value, low, high)
+
+    def bounds(self, name: str, a: str, b: str, measure: str, other: str | None = None) -> Figures:
+        """That difference as figures: `name` its mean, `name_lower` and `name_upper` the ends of its interval."""
+        found = self.difference(a, b, measure, other)
+        return {name: found.mean, f"{name}_lower": found.low, f"{name}_upper": found.high}
+
+    def grown(self, arm: str, times: int, than: int = 1) -> Figures:
+        """What an arm's loss gained from `than` to `times` the trained length, the same tokens scored."""
+        name = f"{arm.replace(', ', '_')}_{times}x_minus_{than}x"
+        return self.bounds(name, arm, arm, f"bits_per_byte@{times}x", f"bits_per_byte@{than}x")
 
     def _row(self, arm: str, measure: str) -> Sequence[float | str]:
         for what, name, known in (("measure", measure, self.record["rows"]), ("arm", arm, self.record["arms"])):
