@@ -14,9 +14,9 @@ from llmlab.handbook.towers import BATCH, CLASSES, DIM, Tower, frequencies, lear
 from llmlab.model.block import DeepNorm, Post, Pre, Wired
 from llmlab.stages import Session
 
-LAYERS, SEEDS = 48, 3
+LAYERS, SEEDS = 24, 3
 SUBLAYERS, TOWER_SEEDS = 64, 5
-TRAINED, STEPS, RATES = 24, 40, (2e-3, 6e-3, 1.8e-2)
+TRAINED, STEPS, RATES = 24, 32, (2e-3, 6e-3, 1.8e-2)
 LEARNT = 0.2  # nats beyond class frequencies: what counts as having learnt
 EVEN = 0.1  # how far from 1 the gradient of the last layer over the first may be
 WIRINGS: dict[str, Wired] = {"post": Post(), "deepnorm": DeepNorm(), "pre": Pre()}
@@ -164,9 +164,9 @@ QUESTION = Question(
     ),
     run=Text(
         "Gradients of all layers before training, in whole models and in towers of feed-forwards; 24 sublayers trained "
-        "for 40 steps at three rates without warm-up, three wirings, three seeds; norms and parameters counted; the "
+        "for 32 steps at three rates without warm-up, three wirings, three seeds; norms and parameters counted; the "
         "last layer of question 45's code tenfold. Trained: 24 layers at three rates.",
-        "训练前各层的梯度，分别在整个模型与只有前馈的塔中测；24 个子层、三档学习率、不作预热，训练 40 步，三种接法各"
+        "训练前各层的梯度，分别在整个模型与只有前馈的塔中测；24 个子层、三档学习率、不作预热，训练 32 步，三种接法各"
         "三个种子"
         "；清点归一化层与参数；把第 45 问代码的末层放大十倍。另有实际训练：24 层，三档学习率。",
     ),

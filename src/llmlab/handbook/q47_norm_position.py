@@ -15,7 +15,7 @@ from llmlab.model.embedding import Embedding
 from llmlab.model.transformer import Transformer
 from llmlab.stages import Session
 
-DEPTHS, SEEDS = (4, 16, 64), 5
+DEPTHS, SEEDS = (4, 16, 64), 3
 SUBLAYERS = (8, 32, 128)
 FLAT = 0.2  # exponent of depth below which a gradient is called independent of it; theory 0
 OFF = 0.15  # how far Pre-LN's exponent may lie from the theory's -1/2
@@ -178,11 +178,11 @@ QUESTION = Question(
         "询与键之上、末块之后的归一化。末块之后那个作用于进入输出头之前的隐藏状态，从不作用于预测值。",
     ),
     run=Text(
-        "Untrained models of 4, 16 and 64 layers, four wirings, five seeds: the last block's gradient and the size of "
+        "Untrained models of 4, 16 and 64 layers, four wirings, three seeds: the last block's gradient and the size of "
         "the stream; the same in towers of feed-forwards alone, and in towers whose norms were taken out; tenfold "
         "embeddings, last hidden states and head. Trained: 24 layers of four wirings at several rates without "
         "warm-up, 6 layers of Post-LN with and without.",
-        "未训练的 4、16、64 层模型，四种接法，五个种子：末块的梯度与残差流的大小；换成只有前馈的塔再测，并测去掉全部"
+        "未训练的 4、16、64 层模型，四种接法，三个种子：末块的梯度与残差流的大小；换成只有前馈的塔再测，并测去掉全部"
         "归一化"
         "的塔；把词嵌入、末层隐藏状态、输出头各放大十倍。另有实际训练：四种接法各 24 层，多档学习率，不作预热；6 层 "
         "Post-LN 分别带与不带预热。",
@@ -319,8 +319,8 @@ QUESTION = Question(
             "the exponents are those of feed-forwards alone, too",
             "只有前馈的塔亦得同样的指数",
             (
-                Check("pre_tower_slope", "<", OFF - 0.5, "Pre-LN", "Pre-LN"),
-                Check("post_tower_slope", ">", -FLAT, "Post-LN", "Post-LN"),
+                Check("pre_tower_slope", "<", OFF - 0.5, "Pre-LN: exponent", "Pre-LN：指数"),
+                Check("post_tower_slope", ">", -FLAT, "Post-LN: exponent", "Post-LN：指数"),
             ),
             kind="control",
         ),

@@ -23,4 +23,4 @@ class Blind(PositionPart):
 
 class BlindEncoding(Encoding):
     def embed(self, x_BTD: Tensor, at: Places) -> Tensor:
-        return torch.zeros_like(x_BTD)
+        return torch.ones_like(x_BTD)
