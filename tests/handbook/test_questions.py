@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
 from llmlab.model import rotary
+from llmlab.model.block import Block
 from llmlab.model.feedforward import FeedForward, GatedFeedForward
 from llmlab.model.norms import RootMeanSquare
 from llmlab.model.places import Places
@@ -58,6 +59,11 @@ VERDICTS = {
     41: Verdict.CORRECTED,
     42: Verdict.CORRECTED,
     43: Verdict.REFUTED,
+    44: Verdict.REFUTED,
+    45: Verdict.REFUTED,
+    46: Verdict.REFUTED,
+    47: Verdict.CORRECTED,
+    48: Verdict.REFUTED,
     49: Verdict.CONFIRMED,
     50: Verdict.CORRECTED,
     51: Verdict.CONFIRMED,
@@ -290,6 +296,11 @@ def liking_what_is_far(self: AlibiEncoding, prepared: Tensor) -> Tensor:
     return prepared.abs().float()[:, None] * self.slopes(prepared.device)[:, None, None]
 
 
+def normed_last(self: Block, x: Tensor, part: Callable[[Tensor], Tensor], norm: torch.nn.Module, after: Any) -> Tensor:
+    y: Tensor = norm(x + part(x))
+    return y
+
+
 def same_noise(key: int, position: int, vocabulary: int) -> Any:
     import numpy
 
@@ -318,6 +329,7 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
         (40, AlibiEncoding, "bias", liking_what_is_far, Verdict.NOT_REPRODUCED),
         (42, RootMeanSquare, "forward", centring, Verdict.NOT_REPRODUCED),
         (43, RootMeanSquare, "forward", spanning_everything, Verdict.NOT_REPRODUCED),
+        (48, Block, "_wired", normed_last, Verdict.NOT_REPRODUCED),
         (49, FeedForward, "forward", looking_aside, Verdict.REFUTED),
         (50, q50_gelu, "gelu", q50_gelu.PrintedGELU(), Verdict.NOT_REPRODUCED),
         (51, q51_swish, "SwishFunction", lambda beta: torch.sigmoid, Verdict.REFUTED),

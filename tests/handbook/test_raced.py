@@ -13,7 +13,7 @@ import torch
 from llmlab.checkpoints.native import load_model, save_model
 from llmlab.errors import InputError, LlmlabError
 from llmlab.evaluation.measures import read_measures
-from llmlab.handbook.literal import feedforward, norms, positions
+from llmlab.handbook.literal import blind, feedforward, norms, positions
 from llmlab.handbook.question import Text
 from llmlab.handbook.raced import SHIPPED, Race, Told, known, race, run_race, save, shipped, stale
 from llmlab.model.transformer import Architecture
@@ -50,6 +50,7 @@ LITERAL = [
         ("position", part)
         for part in (positions.RotatedVectors, positions.MultipliedWeights, positions.MultipliedScores)
     ),
+    ("position", blind.Blind),
     *(("norm", part) for part in (norms.NoGain, norms.WholeInput, norms.Batch)),
     *(
         ("feedforward", part)
