@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +31,12 @@ class Batch:
     at: Places
     where: str = ""
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         return replace(
             self, ids_BT=self.ids_BT.to(device), targets_BT=self.targets_BT.to(device), at=self.at.to(device)
         )
 
-    def part(self, rows: slice, where: str = "") -> Batch:
+    def part(self, rows: slice, where: str = "") -> Self:
         """Some of its rows."""
         return replace(
             self,
@@ -65,13 +66,12 @@ class SourceBatch(Batch):
     source_BS: Tensor
     source_at: Places
 
-    def to(self, device: torch.device) -> SourceBatch:
+    def to(self, device: torch.device) -> Self:
         source, at = self.source_BS.to(device), self.source_at.to(device)
-        return replace(super().to(device), source_BS=source, source_at=at)  # type: ignore[return-value, call-arg]
+        return replace(super().to(device), source_BS=source, source_at=at)
 
-    def part(self, rows: slice, where: str = "") -> SourceBatch:
-        source, at = self.source_BS[rows], self.source_at[rows]
-        return replace(super().part(rows, where), source_BS=source, source_at=at)  # type: ignore[return-value, call-arg]
+    def part(self, rows: slice, where: str = "") -> Self:
+        return replace(super().part(rows, where), source_BS=self.source_BS[rows], source_at=self.source_at[rows])
 
     @property
     def tokens(self) -> int:
@@ -85,11 +85,11 @@ class TextPairBatch(Batch):
     _: KW_ONLY
     follows_B: Tensor
 
-    def to(self, device: torch.device) -> TextPairBatch:
-        return replace(super().to(device), follows_B=self.follows_B.to(device))  # type: ignore[return-value, call-arg]
+    def to(self, device: torch.device) -> Self:
+        return replace(super().to(device), follows_B=self.follows_B.to(device))
 
-    def part(self, rows: slice, where: str = "") -> TextPairBatch:
-        return replace(super().part(rows, where), follows_B=self.follows_B[rows])  # type: ignore[return-value, call-arg]
+    def part(self, rows: slice, where: str = "") -> Self:
+        return replace(super().part(rows, where), follows_B=self.follows_B[rows])
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,6 @@ class PairBatch(Batch):
     """
 
     tags: tuple[str, ...] = ()
-
-    def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(self.ids_BT.to(device), self.targets_BT.to(device), self.at.to(device), self.where, self.tags)
 
     @property
     def pairs(self) -> int:

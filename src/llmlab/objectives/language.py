@@ -7,7 +7,7 @@ Shapes: B rows, T tokens, N learnt positions of the batch, D width, V vocabulary
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class TokenPrediction(Objective[B], ABC):
         """[B, T, D], from which the targets are predicted; the batch lies on the model's device."""
 
     def __call__(self, model: Any, batch: B) -> Terms:
-        batch = cast(B, batch.to(next(model.parameters()).device))
+        batch = batch.to(next(model.parameters()).device)
         return self.terms(model, batch, self.hidden(model, batch))
 
     def terms(self, model: Any, batch: B, hidden_BTD: Tensor) -> Terms:
