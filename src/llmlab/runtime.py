@@ -87,6 +87,31 @@ def versions() -> dict[str, str]:
     return found
 
 
+# The instruction sets that change speed or rounding of what this project measures.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "f16c")
+
+
+def cpu_flags() -> list[str]:
+    """Those of CPU_FLAGS that this machine has; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in CPU_FLAGS if flag in flags]
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute on so many threads for a while. Tiny matrices wait for a second thread longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---------------------------------------------------------------- files that are whole or not there
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 
 from llmlab.checkpoints.native import load_model, save_model
 from llmlab.errors import InputError, LlmlabError
-from llmlab.evaluation.measures import read_measures
 from llmlab.handbook.literal import blind, feedforward, norms, positions
 from llmlab.handbook.question import Text
-from llmlab.handbook.raced import SHIPPED, Race, Told, known, race, run_race, save, shipped, stale
+from llmlab.handbook.raced import SHIPPED, Race, Told, known, race, save, shipped
+from llmlab.handbook.trials import Trial
 from llmlab.model.transformer import Architecture
-from llmlab.race.arms import check
 from llmlab.recipe import parse
+from llmlab.runtime import generator
 
 RECORDS = sorted(path.stem.removeprefix("race_") for path in SHIPPED.glob("race_*.json"))
 
@@ -28,7 +29,7 @@ def test_every_race_can_be_run(name: str) -> None:
     which = race(name)
     assert which.name == name
     assert which.seeds >= 5  # three give intervals too wide to order anything
-    check(which.made(), range(which.seeds), read_measures(which.measures))
+    which.check()
 
 
 def test_records_belong_to_races() -> None:
@@ -39,7 +40,7 @@ def test_records_belong_to_races() -> None:
 def test_records_are_of_the_races_as_they_are(name: str) -> None:
     told = shipped(name)
     assert told is not None
-    assert stale(race(name), told.record) is None
+    assert race(name).stale(told.record) is None
     for measure in race(name).measures:
         for arm in race(name).arms:
             assert told.fails(arm, measure) is not None or len(told.values(arm, measure)) == len(told.record["seeds"])
@@ -133,24 +134,82 @@ TINY = Race(
 
 
 def test_a_record_goes_stale_by_settings_and_not_by_new_fields(tmp_path: Path) -> None:
-    record = run_race(TINY, tmp_path / "race", seeds=2, quiet=True)
+    record = TINY.train(tmp_path / "race", seeds=2, quiet=True)
     told = Told(record)
     assert told.difference("learned", "rope", "parameters").mean == 128 * 16
     save(record, tmp_path)
     again = shipped("tiny", tmp_path)
     assert again is not None
     assert json.loads(json.dumps(record)) == again.record
-    assert stale(TINY, again.record) is None
+    assert TINY.stale(again.record) is None
     older = {**again.record, "recipe": {k: v for k, v in again.record["recipe"].items() if k != "model.dropout"}}
-    assert stale(TINY, older) is None  # a field that came later holds its default
+    assert TINY.stale(older) is None  # a field that came later holds its default
     wider = dataclasses.replace(TINY, common={**TINY.common, "model.dim": 32})
-    assert stale(wider, again.record) == "arm rope: model.dim was 16 and is 32"
+    assert wider.stale(again.record) == "arm rope: model.dim was 16 and is 32"
     more = dataclasses.replace(TINY, arms={**TINY.arms, "none": {"model.position": "none"}})
-    assert stale(more, again.record) == "arm none was never run"
-    assert "version" in str(stale(dataclasses.replace(TINY, version=2), again.record))
+    assert more.stale(again.record) == "arm none was never run"
+    assert "version" in str(dataclasses.replace(TINY, version=2).stale(again.record))
     with pytest.raises(InputError, match="did you mean 'rope'"):
         told.mean("rop", "parameters")
     with pytest.raises(LlmlabError, match="learned has no"):
         Told({**record, "rows": {"parameters": {"learned": ["lies past"], "rope": [1.0]}}}).mean(
             "learned", "parameters"
         )
+
+
+def _coin(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
+    CALLS.append((settings["bias"], seed))
+    drawn = torch.rand(100, generator=generator(seed, "coin"))
+    return {"heads": float((drawn < settings["bias"]).float().mean()), "sides": settings["sides"], "edge": "never seen"}
+
+
+CALLS: list[tuple[float, int]] = []
+COIN = Trial(
+    name="coin",
+    title=Text("a coin", "硬币"),
+    common={"sides": 2},
+    arms={"fair": {"bias": 0.5}, "bent": {"bias": 0.9}},
+    measures=("heads", "sides", "edge"),
+    run=_coin,
+)
+
+
+def test_a_trial_keeps_its_arms_and_goes_on_with_what_is_new(tmp_path: Path) -> None:
+    CALLS.clear()
+    COIN.check()
+    record = COIN.train(tmp_path / "coin", seeds=2, quiet=True)
+    assert CALLS == [(0.5, 0), (0.9, 0), (0.5, 1), (0.9, 1)]
+    save(record, tmp_path)
+    again = shipped("coin", tmp_path)
+    assert again is not None
+    assert json.loads(json.dumps(record)) == again.record
+    assert again.difference("bent", "fair", "heads").low > 0
+    assert again.fails("bent", "edge") == "never seen"
+    CALLS.clear()
+    wider = dataclasses.replace(COIN, arms={**COIN.arms, "two heads": {"bias": 1.0}})
+    more = wider.train(tmp_path / "coin", seeds=2, quiet=True)
+    assert CALLS == [(1.0, 0), (1.0, 1)]
+    assert more["rows"]["heads"]["two heads"] == [1.0, 1.0]
+    assert more["rows"]["heads"]["fair"] == record["rows"]["heads"]["fair"]
+    assert COIN.stale(record) is None
+    assert wider.stale(record) == "arm two heads was never run"
+    assert dataclasses.replace(COIN, common={"sides": 3}).stale(record) == "arm fair: sides was 2 and is 3"
+    assert "version" in str(dataclasses.replace(COIN, version=2).stale(record))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"run": lambda settings, seed: {"heads": 1.0}},
+            r"fair, seed 0: measures and figures differ in \['edge'",
+        ),
+        ({"run": lambda settings, seed: {"heads": float("nan"), "sides": 2, "edge": ""}}, "fair, seed 0: heads is nan"),
+        ({"arms": {"fair": {"bias": (0.5, 0.5)}}}, "settings of fair are not plain JSON"),
+        ({"arms": {"fair": {"bias": 0.5}, "same": {"bias": 0.5}}}, "two arms have the same settings"),
+    ],
+)
+def test_a_trial_that_cannot_be_right_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(LlmlabError, match=told):
+        dataclasses.replace(COIN, **changes).train(tmp_path / "coin", seeds=2, quiet=True)
+    assert not list(tmp_path.glob("coin/arms/*"))

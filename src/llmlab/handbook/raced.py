@@ -1,8 +1,8 @@
-"""Trained evidence: races of recipes whose arms are run once, kept one by one, and shipped as one small record each.
+"""Trained evidence: arms that are run once, kept one by one, and shipped as one small record a race.
 
-A question names the races it reads and takes its figures from their records. A record is current while every field that
-it knew still has the value it had, and fields that came later hold their defaults: a commit does not void hours of
-compute, a changed setting does.
+A question names the races it reads and takes its figures from their records. A record is current while every setting
+that it knew still has the value it had, and settings that came later hold their defaults: a commit does not void hours
+of compute, a changed setting does. Arms are recipes (`Race`), or what no recipe describes (`trials.Trial`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,22 +27,61 @@ if TYPE_CHECKING:
 SHIPPED = HERE / "records"
 
 
-@dataclass(frozen=True)
-class Race:
-    """Arms of one preset: `arms` has for each name the fields that it sets, `common` those that all of them set.
+@dataclass(frozen=True, kw_only=True)
+class Trained(ABC):
+    """Arms that are trained once a seed: `arms` has the settings of each by its name, `common` those of all of them.
 
-    Raise `version` when an arm's part changes what it computes without changing a field.
+    Raise `version` when an arm computes something else although its settings are the same.
     """
 
     name: str
     title: Text
-    preset: str
     arms: Mapping[str, Mapping[str, Any]]
     measures: tuple[str, ...]
     common: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 5
-    equal: str = "tokens"
     version: int = 1
+
+    @abstractmethod
+    def check(self) -> None:
+        """Everything that can be known before any work. InputError or LlmlabError naming arm, setting or measure."""
+
+    @abstractmethod
+    def train(self, out: Path, seeds: int | None = None, quiet: bool = False) -> dict[str, Any]:
+        """Run what is new in the folder `out` and answer the record. `Stopped` after saving."""
+
+    @abstractmethod
+    def stale(self, record: Mapping[str, Any]) -> str | None:
+        """Why a record does not speak of these arms any more; None while it does."""
+
+    def recorded(
+        self, seeds: Sequence[int], rows: Mapping[str, Mapping[str, Sequence[float | str]]], seconds: float, **how: Any
+    ) -> dict[str, Any]:
+        """The record, ready for JSON: `rows[measure][arm]` holds one figure a seed, or why there is none."""
+        from llmlab.runtime import cpu_flags, versions
+
+        return {
+            "name": self.name,
+            "version": self.version,
+            "seeds": list(seeds),
+            **how,
+            "rows": {
+                measure: {arm: [short(value) for value in values] for arm, values in row.items()}
+                for measure, row in rows.items()
+            },
+            "seconds": round(seconds, 1),
+            "date": datetime.now(UTC).date().isoformat(),
+            "versions": versions(),
+            "cpu": cpu_flags(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race(Trained):
+    """Arms of one preset, each with the recipe fields that it sets."""
+
+    preset: str
+    equal: str = "tokens"
 
     def made(self) -> list[Arm]:
         """The arms as whole recipes. InputError naming the field that is wrong."""
@@ -50,6 +90,61 @@ class Race:
 
         base = changed(read_recipe(self.preset), self.common)
         return [Arm(name, changed(base, values), values) for name, values in self.arms.items()]
+
+    def check(self) -> None:
+        from llmlab.evaluation.measures import read_measures
+        from llmlab.race.arms import check
+
+        check(self.made(), range(self.seeds), read_measures(self.measures))
+
+    def train(self, out: Path, seeds: int | None = None, quiet: bool = False) -> dict[str, Any]:
+        from llmlab.evaluation.measures import VERSION, read_measures
+        from llmlab.race.compare import race as run_arms
+
+        arms = self.made()
+        numbers = list(range(seeds or self.seeds))
+        found = run_arms(arms, numbers, out, read_measures(self.measures), equal=self.equal, quiet=quiet)
+        rows: dict[str, dict[str, list[float | str]]] = {measure: {} for measure in self.measures}
+        seconds = 0.0
+        for arm in found["arms"]:
+            for told in arm["measures"]:
+                values = [told.get("reason") if value is None else value for value in told["by_seed"]]
+                rows[told["measure"]][arm["name"]] = values
+            for folder in arm["runs"].values():
+                manifests = sorted((out / folder).glob("*/manifest.json"))
+                own = [path for path in manifests if not path.parent.is_symlink()]
+                seconds += sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in own)
+        base = _flat(arms[0].content)
+        return self.recorded(
+            numbers,
+            rows,
+            seconds,
+            measure_version=VERSION,
+            equal=self.equal,
+            recipe=base,
+            arms={arm.name: _changes(base, _flat(arm.content)) for arm in arms},
+        )
+
+    def stale(self, record: Mapping[str, Any]) -> str | None:
+        from llmlab.evaluation.measures import VERSION
+
+        if (record["version"], record["measure_version"]) != (self.version, VERSION):
+            return "its version is another"
+        arms = {arm.name: arm for arm in self.made()}
+        if missing := [name for name in arms if name not in record["arms"]]:
+            return f"arm {missing[0]} was never run"
+        for name, arm in arms.items():
+            changes = record["arms"][name]
+            was = {path: value for path, value in record["recipe"].items() if path not in changes["gone"]}
+            was |= changes["set"]
+            now = _flat(arm.content)
+            for path, value in was.items():
+                if path not in now or now[path] != value:
+                    return f"arm {name}: {path} was {value!r} and is {now.get(path)!r}"
+            given = _flat(arm.recipe.model_dump(mode="json", exclude_defaults=True))
+            if new := [path for path in now if path not in was and path in given]:
+                return f"arm {name}: {new[0]} is set and was not known"
+        return None
 
 
 class Difference(NamedTuple):
@@ -118,48 +213,11 @@ def known() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(races.__path__))
 
 
-def race(name: str) -> Race:
+def race(name: str) -> Trained:
     if name not in known():
         raise unknown("race", name, known())
-    found: Race = importlib.import_module(f"{races.__name__}.{name}").RACE
+    found: Trained = importlib.import_module(f"{races.__name__}.{name}").RACE
     return found
-
-
-def run_race(which: Race, out: Path, seeds: int | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Run what is new of a race in the folder `out` and answer its record. `Stopped` after saving."""
-    from llmlab.evaluation.measures import VERSION, read_measures
-    from llmlab.handbook.runner import cpu_flags, versions
-    from llmlab.race.compare import race as run_arms
-
-    arms = which.made()
-    numbers = list(range(seeds or which.seeds))
-    found = run_arms(arms, numbers, out, read_measures(which.measures), equal=which.equal, quiet=quiet)
-    rows: dict[str, dict[str, Any]] = {measure: {} for measure in which.measures}
-    seconds = 0.0
-    for arm in found["arms"]:
-        for told in arm["measures"]:
-            reason = told.get("reason")
-            by_seed = told["by_seed"]
-            rows[told["measure"]][arm["name"]] = [reason if value is None else _short(value) for value in by_seed]
-        for folder in arm["runs"].values():
-            manifests = sorted((out / folder).glob("*/manifest.json"))
-            own = [path for path in manifests if not path.parent.is_symlink()]
-            seconds += sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in own)
-    base = _flat(arms[0].content)
-    return {
-        "name": which.name,
-        "version": which.version,
-        "measure_version": VERSION,
-        "seeds": numbers,
-        "equal": which.equal,
-        "recipe": base,
-        "arms": {arm.name: _changes(base, _flat(arm.content)) for arm in arms},
-        "rows": rows,
-        "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": versions(),
-        "cpu": cpu_flags(),
-    }
 
 
 def save(record: Mapping[str, Any], folder: Path = SHIPPED) -> Path:
@@ -176,28 +234,6 @@ def shipped(name: str, folder: Path = SHIPPED) -> Told | None:
     """The record of a race, None where there is none."""
     path = folder / f"race_{name}.json"
     return Told(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def stale(which: Race, record: Mapping[str, Any]) -> str | None:
-    """Why a record does not speak of this race any more; None while it does."""
-    from llmlab.evaluation.measures import VERSION
-
-    if (record["version"], record["measure_version"]) != (which.version, VERSION):
-        return "its version is another"
-    arms = {arm.name: arm for arm in which.made()}
-    if missing := [name for name in arms if name not in record["arms"]]:
-        return f"arm {missing[0]} was never run"
-    for name, arm in arms.items():
-        changes = record["arms"][name]
-        was = {path: value for path, value in record["recipe"].items() if path not in changes["gone"]} | changes["set"]
-        now = _flat(arm.content)
-        for path, value in was.items():
-            if path not in now or now[path] != value:
-                return f"arm {name}: {path} was {value!r} and is {now.get(path)!r}"
-        given = _flat(arm.recipe.model_dump(mode="json", exclude_defaults=True))
-        if new := [path for path in now if path not in was and path in given]:
-            return f"arm {name}: {new[0]} is set and was not known"
-    return None
 
 
 def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +253,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _short(value: float) -> float:
+def short(value: float | str) -> float | str:
     """Six digits: far below what another seed changes."""
-    return float(f"{value:.6g}")
+    return value if isinstance(value, str) else float(f"{value:.6g}")

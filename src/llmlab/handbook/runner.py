@@ -6,15 +6,12 @@ folder and never touches them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 SHIPPED = HERE / "records"
-# The instruction sets that change speed or rounding of what this project measures.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "f16c")
 
 
 def run_question(number: int, session: Session, out: Path | None = None, train: bool = False) -> Record:
@@ -39,17 +34,17 @@ def run_question(number: int, session: Session, out: Path | None = None, train: 
     below `out`. InputError when the question does not exist or is not built; LlmlabError when a figure is not a finite
     number.
     """
-    from llmlab.handbook.raced import race, run_race, save
+    from llmlab.handbook.raced import race, save
     from llmlab.handbook.raced import shipped as shipped_race
-    from llmlab.runtime import atomic_json
+    from llmlab.runtime import atomic_json, threads
 
     question = load(number)
     folder = out or user_folder()
     if train:
         for name in question.races:
-            save(run_race(race(name), folder / "races" / name), folder)
+            save(race(name).train(folder / "races" / name), folder)
     begin = time.perf_counter()
-    with _threads(1 if question.tier == "formula" else None):
+    with threads(1 if question.tier == "formula" else None):
         figures = {name: float(value) for name, value in question.figures(session).items()}
     seconds = time.perf_counter() - begin
     told = {name: shipped_race(name, folder) if train else shipped_race(name) for name in question.races}
@@ -71,6 +66,8 @@ def recorded(
     question: Question, figures: dict[str, float], seed: int, seconds: float, races: Mapping[str, Told] | None = None
 ) -> Record:
     """The record of a run, ready for JSON. `races` are the records that its trained figures come from."""
+    from llmlab.runtime import cpu_flags, versions
+
     races = races or {}
     decided = question.decided(figures)
     return {
@@ -139,39 +136,6 @@ def user_folder() -> Path:
     from llmlab.checkpoints.pull import cache_folder
 
     return cache_folder() / "handbook"
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Compute on so many threads for a while. Tiny matrices wait for a second thread longer than they compute."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("torch", "llmlab"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def cpu_flags() -> list[str]:
-    """Those of CPU_FLAGS that this machine has; empty where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return [flag for flag in CPU_FLAGS if flag in flags]
 
 
 def _name(number: int) -> str:
