@@ -100,6 +100,7 @@ def render(run: RunRecord) -> str:
     told = {"text", "quantize", "evaluate"} | ({"tokenizer"} if text else set())
     shown = [record for name, record in run.stages.items() if name not in told]
     return environment.from_string(source).render(
+        style=style(),
         name=run.name,
         seed=run.recipe.get("seed", "unknown"),
         summary=findings.summary(run),
@@ -115,6 +116,11 @@ def render(run: RunRecord) -> str:
         recipe=run.recipe_text,
         versions=versions(run),
     )
+
+
+def style() -> Markup:
+    """The style sheet of llmlab's pages, for light and dark screens and for paper."""
+    return Markup((resources.files("llmlab.evaluation") / "style.html").read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------- text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -20,10 +22,12 @@ from llmlab.handbook.question import (
     load,
     numbered,
 )
-from llmlab.handbook.runner import Record, shipped
+from llmlab.handbook.runner import SHIPPED, Record, shipped
 
 if TYPE_CHECKING:
     from rich.text import Text as RichText
+
+    from llmlab.handbook.race_rows import Block
 
 WIDTH = 100
 
@@ -58,6 +62,12 @@ CLAIMS = Text("Claim by claim", "逐条裁决")
 PAPER_ONLY = Text("Not measured here, on the papers alone", "此处未测，仅以文献为据")
 CODE = Text("Code", "代码")
 MEASURED = Text("Measured", "测量")
+RACES = Text("Trained arms", "实际训练")
+ARM = Text("arm", "分支")
+MINUS = Text("minus {arm}", "减 {arm}")
+MINUS_AT = Text("minus {arm}, {head}", "减 {arm}，{head}")
+INTERVALS = Text("± half of the 95 % interval; differences are paired over seeds", "± 为 95% 区间半宽；差值按种子配对")
+FEWER = Text("and {measures}: in the page that --html writes", "另有 {measures}：见 --html 写出的网页")
 UNBUILT = Text("The experiment of this question is not built yet.", "这一问的实验尚未建成。")
 UNRUN = Text("No record yet: run it with --run.", "还没有记录，加 --run 即可运行。")
 COLON = Text(": ", "：")
@@ -66,7 +76,8 @@ OPENING, CLOSING = "（“《", "，。；：？！、）”》"
 WIDE, MARKS = "\u2e80-\u9fff\uff00-\uffef", OPENING + CLOSING
 # What may not be broken: white space; one Chinese character or one word, with the marks that cling to it.
 PIECES = re.compile(rf"\s+|[{OPENING}]*(?:(?![{MARKS}])[{WIDE}]|[^\s{WIDE}{MARKS}]+)?[{CLOSING}]*")
-HEADINGS = (SAYS, RIGHT, PAPERS, RUNS, FOUND, CLAIMS, PAPER_ONLY, CODE, MEASURED)
+HEADINGS = (SAYS, RIGHT, PAPERS, RUNS, FOUND, CLAIMS, PAPER_ONLY, RACES, CODE, MEASURED)
+NAME_WIDTH = 24  # cells of an arm's name; a longer one is cut
 
 
 def list_questions(lang: str = "en") -> list[dict[str, Any]]:
@@ -76,7 +87,7 @@ def list_questions(lang: str = "en") -> list[dict[str, Any]]:
 
 def json_row(number: int, record: Record | None, lang: str = "en") -> dict[str, Any]:
     """One question with the verdict of `record`; of the shipped record where that is None."""
-    spoken = _language(lang)
+    spoken = language(lang)
     record = record or shipped(number)
     row: dict[str, Any] = {"n": number, "question": asked()[number].text.in_language(spoken)}
     for name in ("verdict", "evidence", "tier", "seconds", "date"):
@@ -89,7 +100,7 @@ def json_row(number: int, record: Record | None, lang: str = "en") -> dict[str, 
 def listing(lang: str = "en") -> str:
     """The 54 questions as a table; a Chinese character takes two cells."""
     rows = list_questions(lang)
-    labels = [VERDICTS[Verdict(row["verdict"])].in_language(_language(lang)) if row["verdict"] else "-" for row in rows]
+    labels = [VERDICTS[Verdict(row["verdict"])].in_language(language(lang)) if row["verdict"] else "-" for row in rows]
     wide = max(map(cell_len, labels))
     return "\n".join(
         f"{row['n']:>2}  {set_cell_size(label, wide)}  {row['tier'] or '-'}  {row['question']}"
@@ -97,12 +108,13 @@ def listing(lang: str = "en") -> str:
     )
 
 
-def show(number: int, lang: str = "en", record: Record | None = None, width: int = WIDTH) -> str:
+def show(number: int, lang: str = "en", record: Record | None = None, width: int = WIDTH, races: Path = SHIPPED) -> str:
     """The page of one question: what is claimed, what is right, what is run, what came out. Plain text.
 
-    `record` is a fresh run to show in place of the shipped one. InputError for a number outside 1..54.
+    `record` is a fresh run to show in place of the shipped one, `races` the folder of the records of its races.
+    InputError for a number outside 1..54.
     """
-    spoken = _language(lang)
+    spoken = language(lang)
     text = asked()[numbered(number)].text.in_language(spoken)
     record = record or shipped(number)
     verdict = VERDICTS[Verdict(record["verdict"])].in_language(spoken) if record else NONE.in_language(spoken)
@@ -131,9 +143,12 @@ def show(number: int, lang: str = "en", record: Record | None = None, width: int
     lines.append("")
     if question.on_paper:
         section(PAPER_ONLY, [f"{text.in_language(spoken)} [{code}]" for code, text in question.on_paper.items()])
+    drawn = [line for name in question.races for line in _race(name, races, spoken, width - 2)]
+    if drawn:
+        lines.extend([RACES.in_language(spoken), *(f"  {line}".rstrip() for line in drawn)])
     section(CODE, [f"llmlab/handbook/{path.name}", *question.uses])
     if record:
-        section(MEASURED, [_measured(record, spoken)])
+        section(MEASURED, [measured(record, spoken)])
     return "\n".join(lines).rstrip()
 
 
@@ -166,6 +181,71 @@ def wrapped(text: str, width: int, indent: str = "", hanging: str = "") -> list[
     return [indent + (hanging if number else "") + line for number, line in enumerate(lines)]
 
 
+def race_line(record: Mapping[str, Any], lang: Language) -> str:
+    """Of a race's record: how many arms and seeds, how long they took, when, with what."""
+    software = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())
+    arms, seeds, minutes = len(record["arms"]), len(record["seeds"]), record["seconds"] / 60
+    told = Text(
+        f"{record['name']}: {arms} arms, {seeds} seeds, {minutes:,.0f} min of training, {record['date']}",
+        f"{record['name']}：{arms} 个分支，{seeds} 个种子，训练 {minutes:,.0f} 分钟，{record['date']}",
+    )
+    return told.in_language(lang) + (f" · {software}" if software else "")
+
+
+def _race(name: str, folder: Path, lang: Language, width: int) -> list[str]:
+    """The plain measures and the first one taken at several lengths, as tables; nothing where there is no record."""
+    from llmlab.handbook.race_rows import blocks, title_of
+    from llmlab.handbook.raced import shipped as shipped_race
+
+    told = shipped_race(name, folder)
+    if told is None:
+        return []
+    found = [block for block in blocks(told.record) if block.rows]
+    shown = [block for block in found if not block.family]
+    shown += [block for block in found if block.family][:1]
+    lines = [*wrapped(title_of(told.record).in_language(lang), width)]
+    lines += wrapped(race_line(told.record, lang), width)
+    for block in shown:
+        lines += ["", *_table(block, lang, width)]
+    rest = [block.family for block in found if block not in shown]
+    if rest:
+        lines += ["", *wrapped(FEWER.in_language(lang).format(measures=", ".join(rest)), width)]
+    return [*lines, "", INTERVALS.in_language(lang), ""]
+
+
+def _table(block: Block, lang: Language, width: int) -> list[str]:
+    """A block as lines, in as many tables below one another as the width asks for."""
+    from llmlab.handbook.race_rows import difference, value
+
+    names = [ARM.in_language(lang), *block.rows]
+    left = min(NAME_WIDTH, max(map(cell_len, names)))
+    tables: list[list[list[str]]] = [[]]
+    room = width - left
+    for place, column in enumerate(block.columns):
+        cells = [row[place] for row in block.rows.values()]
+        head = f"{block.family} {column.head}" if block.family and place == 0 else column.head
+        together = [[head, *(value(cell) if cell else "-" for cell in cells)]]
+        last = place == len(block.columns) - 1
+        if block.baseline is not None and block.varies(place) and (last or not block.family):
+            says = (MINUS_AT if block.family else MINUS).in_language(lang)
+            says = says.format(arm=set_cell_size(block.baseline, NAME_WIDTH).rstrip(), head=column.head)
+            together.append([says, *(difference(cell) if cell else "" for cell in cells)])
+        needed = sum(max(map(cell_len, entries)) + 2 for entries in together)
+        if needed > room and tables[-1]:
+            tables.append([])
+            room = width - left
+        tables[-1] += together
+        room -= needed
+    lines: list[str] = []
+    for table in tables:
+        wide = [max(map(cell_len, entries)) for entries in table]
+        for row, name in enumerate(names):
+            right = [" " * (w - cell_len(entries[row])) + entries[row] for w, entries in zip(wide, table, strict=True)]
+            lines.append("  ".join([set_cell_size(name, left), *right]).rstrip())
+        lines.append("")
+    return lines[:-1]
+
+
 def _claim(claim: Claim, record: Record | None, lang: Language) -> str:
     judged = {row["name"]: Verdict(row["verdict"]) for row in record["claims"]} if record else {}
     label = VERDICTS[judged[claim.name]].in_language(lang) if claim.name in judged else "-"
@@ -182,7 +262,8 @@ def _check(claim: Claim, check: Check, record: Record | None, lang: Language) ->
     return f"{mark} {check.asks.in_language(lang)}{COLON.in_language(lang)}{value} {check.relation} {check.threshold:g}"
 
 
-def _measured(record: Record, lang: Language) -> str:
+def measured(record: Record, lang: Language) -> str:
+    """When, in what time, with which seed and software."""
     software = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     told = Text(
         f"{record['date']}, {record['seconds']:.2f} s, seed {record['seed']}, with {software}",
@@ -191,7 +272,8 @@ def _measured(record: Record, lang: Language) -> str:
     return told.in_language(lang)
 
 
-def _language(name: str) -> Language:
+def language(name: str) -> Language:
+    """The language of that name. InputError for another."""
     match name:
         case "en" | "zh":
             return name

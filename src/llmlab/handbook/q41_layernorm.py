@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import spread
 from llmlab.handbook.measures import draw, filled, gap, power
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.norms import LayerNorm
 from llmlab.stages import Session
 
@@ -106,17 +108,26 @@ def figures(session: Session) -> Figures:
     return _formula(session) | _deviation_and_epsilon(session) | _axis(session)
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    """BatchNorm in LayerNorm's place, its moving averages used at test."""
+    return told["norms"].bounds("batch_cost", "batch", "layernorm", "bits_per_byte")
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "batch_cost" in f:
+        en = f" Trained in its place, BatchNorm costs {spread(f, 'batch_cost')} bits per byte."
+        zh = f"实际训练时以 BatchNorm 取而代之，每字节多费 {spread(f, 'batch_cost')} 比特。"
     return Text(
         f"With ε in the root and the biased deviation the formula holds to {power(f['formula_gap'])}, gradients to "
         f"{power(f['gradient_gap'])}. torch.std is {f['excess_d8']:.1%} too large at d = {SMALL_DIM} and "
         f"{f['excess_d64']:.2%} at d = {DIM}; a constant row without ε is {f['printed_undefined_share']:.0%} NaN. "
         f"Editing one sample changes the others by {power(f['others_change'])} (BatchNorm: "
-        f"{f['others_change_batchnorm']:.2f}).",
+        f"{f['others_change_batchnorm']:.2f}).{en}",
         f"把 ε 放进根号、标准差取有偏的，公式成立，误差 {power(f['formula_gap'])}，梯度误差 "
         f"{power(f['gradient_gap'])}。torch.std 在 d = {SMALL_DIM} 时偏大 {f['excess_d8']:.1%}，d = {DIM} 时偏大 "
         f"{f['excess_d64']:.2%}；没有 ε 时，常数行的输出 {f['printed_undefined_share']:.0%} 是 NaN。改动一个样本，其"
-        f"余样本的变化为 {power(f['others_change'])}（BatchNorm 为 {f['others_change_batchnorm']:.2f}）。",
+        f"余样本的变化为 {power(f['others_change'])}（BatchNorm 为 {f['others_change_batchnorm']:.2f}）。{zh}",
     )
 
 
@@ -140,9 +151,10 @@ QUESTION = Question(
     run=Text(
         "Our LayerNorm in double precision: forward and closed-form backward; the printed formula with torch's std "
         "at d = 8 and 64 and on a constant row; ε inside against outside; scale and shift; one sample edited, "
-        "BatchNorm beside it.",
+        "BatchNorm beside it. Trained: four pre-norm layers with either norm.",
         "以双精度检验本库的 LayerNorm：前向与闭式反向；手册写法配 torch 默认的 std，取 d = 8 与 64 以及常数行；ε 放"
-        "根号内外之别；缩放与平移；改动一个样本，并与 BatchNorm 对照。",
+        "根号内外之别；缩放与平移；改动一个样本，并与 BatchNorm 对照。另有实际训练：四层 Pre-Norm，"
+        "分别用这两种归一化。",
     ),
     papers=(
         "Ba, Kiros & Hinton 2016, Layer Normalization, arXiv 1607.06450",
@@ -230,9 +242,29 @@ QUESTION = Question(
             kind="aside",
             errors=("E41.4",),
         ),
+        Claim(
+            "across samples, trained",
+            "evening features out across samples serves a language model as well",
+            "拉平样本之间的特征，对语言模型同样有效",
+            (
+                Check(
+                    "batch_cost_lower",
+                    ">",
+                    0.0,
+                    "BatchNorm minus LayerNorm, bits per byte, 95 % bound",
+                    "BatchNorm 减 LayerNorm，每字节比特，95% 下界",
+                ),
+            ),
+            Verdict.REFUTED,
+            kind="aside",
+            errors=("E41.3",),
+            race="norms",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/norms.py",),
+    races=("norms",),
+    raced=raced,
+    uses=("llmlab/model/norms.py", "llmlab/handbook/literal/norms.py", "llmlab/handbook/races/norms.py"),
     settings={"dims": [DIM, SMALL_DIM], "rows": ROWS, "eps": [EPS, TINY_EPS], "tiny_std": TINY_STD},
 )

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import MARGIN, spread, weighed
 from llmlab.handbook.measures import draw, filled, gap, parameters, power, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.attention import MultiHead
 from llmlab.model.equivalents import fold_gains
 from llmlab.model.norms import LayerNorm, RMSNorm, RootMeanSquare
@@ -73,15 +75,25 @@ def figures(session: Session) -> Figures:
     }
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    """The same norm without its gain, the head tied, where the last gain cannot be folded."""
+    return told["norms"].bounds("no_gain_cost", "no gain", "rmsnorm", "bits_per_byte")
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "no_gain_cost" in f:
+        said = weighed(f, "no_gain_cost")
+        en = f" Trained without gains: {spread(f, 'no_gain_cost')} bits per byte, {said.en}."
+        zh = f"不带增益实际训练，每字节多费 {spread(f, 'no_gain_cost')} 比特：{said.zh}。"
     return Text(
         f"Without the gain the output is off by {f['printed_difference']:.0%}; with it, the distance from torch's "
         f"RMSNorm is {power(f['torch_gap'])}. In a pre-norm model the gains fold into the next matrices (logits "
         f"change by {power(f['fold_gap'])}), except the last one under a tied head ({f['tied_fold_difference']:.0%} "
-        "change).",
+        f"change).{en}",
         f"缺了增益，输出相差 {f['printed_difference']:.0%}；补上后与 torch 的 RMSNorm 之差为 {power(f['torch_gap'])}。"
         f"在 Pre-Norm 模型里，增益可以并入随后的矩阵（logits 变化 {power(f['fold_gap'])}），唯独输出头与嵌入共享权重"
-        f"时最后一个增益不行（变化 {f['tied_fold_difference']:.0%}）。",
+        f"时最后一个增益不行（变化 {f['tied_fold_difference']:.0%}）。{zh}",
     )
 
 
@@ -104,9 +116,10 @@ QUESTION = Question(
     run=Text(
         "Our RMSNorm against the formula and against torch; the printed form with gains away from 1; a tiny pre-norm "
         "model whose gains are folded into the next matrices, with a free and with a tied head; a loud input in "
-        "float16.",
+        "float16. Trained: four pre-norm layers with and without gains, the head tied.",
         "拿本库的 RMSNorm 与公式及 torch 对照；在增益不为 1 时检验手册写法；把一个小型 Pre-Norm 模型的增益并入后续矩"
-        "阵，输出头分独立与共享两种；再以 float16 输入大数值。",
+        "阵，输出头分独立与共享两种；再以 float16 输入大数值。另有实际训练：四层 Pre-Norm，共享输出头，分别带与不带增"
+        "益。",
     ),
     papers=(
         "Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv 1910.07467",
@@ -168,6 +181,23 @@ QUESTION = Question(
             errors=("E42.2",),
         ),
         Claim(
+            "trained without it",
+            "a model trained without the gain is as good",
+            "不带增益训练出的模型一样好",
+            (
+                Check(
+                    "no_gain_cost_upper",
+                    "<",
+                    MARGIN,
+                    "bits per byte lost without it, 95 % bound",
+                    "缺少增益每字节多费的比特，95% 上界",
+                ),
+            ),
+            kind="aside",
+            errors=("E42.1",),
+            race="norms",
+        ),
+        Claim(
             "parts",
             "our RMSNorm is the formula with its gain",
             "本库的 RMSNorm 即带增益的公式",
@@ -180,7 +210,14 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/norms.py", "llmlab/model/equivalents.py"),
+    races=("norms",),
+    raced=raced,
+    uses=(
+        "llmlab/model/norms.py",
+        "llmlab/model/equivalents.py",
+        "llmlab/handbook/literal/norms.py",
+        "llmlab/handbook/races/norms.py",
+    ),
     settings={
         "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
         "rows": ROWS,

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import MARGIN, over_seeds, spread, weighed
 from llmlab.handbook.measures import draw, filled, gap, parameters, power, relative
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.attention import MultiHead
 from llmlab.model.equivalents import to_rmsnorm
 from llmlab.model.norms import LayerNorm, RMSNorm
@@ -18,6 +20,9 @@ EXACT = 1e-12
 CONVERTED = 1e-4  # of float32 logits after LayerNorm was replaced by RMSNorm
 SHIFTED = 1e-6  # epsilon is 1e-5 and the shift is 1: what LayerNorm may show of it
 NO_WORSE = 0.1  # share by which RMSNorm's gradient may decay faster than LayerNorm's in a recurrence, upper 95 % bound
+# Bits per byte by which RMSNorm may lose more than LayerNorm at eight times the trained length, upper 95 % bound. It is
+# wider than MARGIN since positions nobody trained differ more by seed; gradients that vanish or explode cost more yet.
+NO_WORSE_FAR = 0.1
 DIM, ROWS, LENGTH, VOCABULARY = 32, 4, 16, 40
 SHORT, LONG = 64, 1024
 STEPS, MATRICES, RECURRENT_DIM = 256, 32, 64
@@ -95,17 +100,47 @@ def figures(session: Session) -> Figures:
     }
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    """Quality at the trained length, what eight times that length adds, and the norm over the entire input."""
+    race, near, far = told["norms"], "bits_per_byte", "bits_per_byte@8x"
+    grown = {
+        arm: [after - before for after, before in zip(race.values(arm, far), race.values(arm, near), strict=True)]
+        for arm in ("rmsnorm", "layernorm")
+    }
+    return {
+        **race.bounds("rms_cost", "rmsnorm", "layernorm", near),
+        **race.bounds("rms_cost_8x", "rmsnorm", "layernorm", far),
+        **over_seeds("rms_growth_excess", [r - n for r, n in zip(grown["rmsnorm"], grown["layernorm"], strict=True)]),
+        **race.bounds("whole_cost", "whole input", "rmsnorm", near),
+        **race.bounds("whole_cost_8x", "whole input", "rmsnorm", far),
+        **race.bounds("partial_cost", "partial", "rmsnorm", near),
+    }
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "rms_cost" in f:
+        said = weighed(f, "whole_cost")
+        en = (
+            f" Trained, RMSNorm minus LayerNorm in bits per byte: {spread(f, 'rms_cost')}, read at eight times the "
+            f"trained length {spread(f, 'rms_cost_8x')}; by a sixteenth of the components {spread(f, 'partial_cost')} "
+            f"more. One mean over the entire input: {spread(f, 'whole_cost')}, {said.en}."
+        )
+        zh = (
+            f"实际训练，RMSNorm 减 LayerNorm，每字节 {spread(f, 'rms_cost')} 比特，以八倍训练长度评测则为 "
+            f"{spread(f, 'rms_cost_8x')}；只用十六分之一的分量，再加 {spread(f, 'partial_cost')}。若真对整个输入取一"
+            f"个均方，则为 {spread(f, 'whole_cost')}：{said.zh}。"
+        )
     return Text(
         f"Editing one token changes the others by {power(f['others_change_rms'])} under RMSNorm, as under LayerNorm; "
         f"length enters neither, and over {STEPS} recurrent steps gradients change by {f['decay_rms']:+.3f} "
         f"(RMSNorm) and {f['decay_layer']:+.3f} (LayerNorm) nats a step. LayerNorm = RMSNorm ∘ centring ("
         f"{power(f['centring_gap'])}), and a Pre-LN model converts to Pre-RMSNorm with logits equal to "
-        f"{power(f['conversion_gap'])}.",
+        f"{power(f['conversion_gap'])}.{en}",
         f"改动一个词元，RMSNorm 下其余词元的变化为 {power(f['others_change_rms'])}，与 LayerNorm 无异；序列长度不进"
         f"入任何一个公式，循环 {STEPS} 步时梯度每步变化 {f['decay_rms']:+.3f}（RMSNorm）与 {f['decay_layer']:+.3f}（"
         f"LayerNorm）奈特。LayerNorm 就是先中心化再作 RMSNorm（误差 {power(f['centring_gap'])}）；Pre-LN 模型可精确"
-        f"改写为 Pre-RMSNorm，logits 只差 {power(f['conversion_gap'])}。",
+        f"改写为 Pre-RMSNorm，logits 只差 {power(f['conversion_gap'])}。{zh}",
     )
 
 
@@ -133,9 +168,11 @@ QUESTION = Question(
     run=Text(
         "One token edited, for both norms and for a norm over the entire input; the same tokens inside 64 and 1024; "
         "gradients through 256 recurrent steps; a shifted input; a tiny Pre-LN model of ours converted by centring "
-        "what writes into its residual stream.",
+        "what writes into its residual stream. Trained at 128 tokens and read at 128 and 1024: four layers with "
+        "LayerNorm, RMSNorm, partial RMSNorm, and the norm over the entire input.",
         "改动一个词元，看两种归一化以及“整体归一化”各有何反应；同样的词元置于长 64 与 1024 的序列中；梯度穿过 256 步"
-        "循环；平移输入；把本库的一个小型 Pre-LN 模型转换过来：凡写入残差流的矩阵都预先中心化。",
+        "循环；平移输入；把本库的一个小型 Pre-LN 模型转换过来：凡写入残差流的矩阵都预先中心化。另有实际训练：四层，以 "
+        "128 个词元训练、以 128 与 1024 个词元评测，分别用 LayerNorm、RMSNorm、只取部分分量的 RMSNorm 与“整体归一化”。",
     ),
     papers=(
         "Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv 1910.07467",
@@ -235,10 +272,69 @@ QUESTION = Question(
             kind="control",
             errors=("E43.4",),
         ),
+        Claim(
+            "long sequences, trained",
+            "read on long rows, RMSNorm loses more than LayerNorm",
+            "评测长文时，RMSNorm 比 LayerNorm 损失更多",
+            (
+                Check(
+                    "rms_growth_excess_upper",
+                    "<",
+                    NO_WORSE_FAR,
+                    "128 to 1024 tokens: bits per byte lost beyond LayerNorm's, 95 % bound",
+                    "由 128 增至 1024 个词元，比 LayerNorm 多失的每字节比特，95% 上界",
+                ),
+            ),
+            Verdict.REFUTED,
+            errors=("E43.3",),
+            race="norms",
+        ),
+        Claim(
+            "quality, trained",
+            "without centring and bias the model is as good",
+            "不作中心化、没有偏置，模型一样好",
+            (
+                Check(
+                    "rms_cost_upper",
+                    "<",
+                    MARGIN,
+                    "RMSNorm minus LayerNorm, bits per byte, upper bound",
+                    "RMSNorm 减 LayerNorm，每字节比特，上界",
+                ),
+                Check("rms_cost_lower", ">", -MARGIN, "the same, lower bound", "同上，下界"),
+            ),
+            kind="aside",
+            errors=("E43.4",),
+            race="norms",
+        ),
+        Claim(
+            "range, trained",
+            "a norm over the entire input trains as well",
+            "对整个输入作归一化，训练效果一样好",
+            (
+                Check(
+                    "whole_cost_upper",
+                    "<",
+                    MARGIN,
+                    "bits per byte lost by it, 95 % bound",
+                    "因此每字节多费的比特，95% 上界",
+                ),
+            ),
+            kind="aside",
+            errors=("E43.1",),
+            race="norms",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/norms.py", "llmlab/model/equivalents.py"),
+    races=("norms",),
+    raced=raced,
+    uses=(
+        "llmlab/model/norms.py",
+        "llmlab/model/equivalents.py",
+        "llmlab/handbook/literal/norms.py",
+        "llmlab/handbook/races/norms.py",
+    ),
     settings={
         "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
         "rows": ROWS,

@@ -5,13 +5,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llmlab.handbook.costs import spread
 from llmlab.handbook.measures import draw, filled, gap, parameters, power
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.feedforward import FeedForward, ReLU
 from llmlab.stages import Session
 
 EXACT = 1e-12
 DIM, ROWS, LENGTH = 32, 2, 7
+WIDTHS = {1: "relu, width 1", 2: "relu, width 2", 4: "relu", 8: "relu, width 8"}  # arms by width over model width
+DOUBLED = (1, 2, 4)
 
 
 def _cross_and_own(block: FeedForward, x_TD: Tensor) -> tuple[float, float]:
@@ -43,13 +47,38 @@ def figures(session: Session) -> Figures:
     }
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    """What the block and each doubling of its width are worth. Wider blocks have more parameters: that is the point."""
+    race, measure = told["feedforward"], "bits_per_byte"
+    figures = {
+        **race.bounds("none_cost", "none", WIDTHS[4], measure),
+        **race.bounds("least_worth", "none", WIDTHS[1], measure),
+        **race.bounds("widening", WIDTHS[1], WIDTHS[8], measure),
+    }
+    for narrow in DOUBLED:
+        figures |= race.bounds(f"doubling_{narrow}", WIDTHS[narrow], WIDTHS[2 * narrow], measure)
+    return figures
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "none_cost" in f:
+        doublings = [spread(f, f"doubling_{narrow}") for narrow in DOUBLED]
+        en = (
+            f" Trained, a model without the block is worse by {spread(f, 'none_cost')} bits per byte; widening it from "
+            f"d to 2d, 4d and 8d saves {', '.join(doublings)}."
+        )
+        zh = (
+            f"实际训练，去掉前馈块每字节多费 {spread(f, 'none_cost')} 比特；宽度由 d 依次增至 2d、4d、8d，分别省下 "
+            f"{'、'.join(doublings)}。"
+        )
     return Text(
         f"Within {power(f['formula_gap'])} of W2·ReLU(W1x + b1) + b2, with {f['parameters']:.0f} = 8d² + 5d "
         f"parameters at d = {DIM}; no position touches another (largest cross derivative "
-        f"{power(f['cross_jacobian'])}, own {f['own_jacobian']:.2f}).",
+        f"{power(f['cross_jacobian'])}, own {f['own_jacobian']:.2f}).{en}",
         f"与 W2·ReLU(W1x + b1) + b2 相差 {power(f['formula_gap'])}；d = {DIM} 时参数共 {f['parameters']:.0f} 个，即 "
-        f"8d² + 5d；各位置互不影响（跨位置导数最大 {power(f['cross_jacobian'])}，本位置 {f['own_jacobian']:.2f}）。",
+        f"8d² + 5d；各位置互不影响（跨位置导数最大 {power(f['cross_jacobian'])}，本位置 {f['own_jacobian']:.2f}）。"
+        f"{zh}",
     )
 
 
@@ -71,9 +100,10 @@ QUESTION = Question(
     ),
     run=Text(
         "Our plain block with biases against the formula; the Jacobian between all pairs of positions; tokens "
-        "permuted; one token put at every position; parameters counted.",
+        "permuted; one token put at every position; parameters counted. Trained: widths of d, 2d, 4d and 8d, and no "
+        "block at all.",
         "拿本库带偏置的普通前馈块与公式对照；求所有位置两两之间的雅可比；打乱词元次序；把同一个词元放到每个位置；清"
-        "点参数。",
+        "点参数。另有实际训练：宽度取 d、2d、4d、8d，以及完全去掉前馈块。",
     ),
     papers=(
         "Vaswani et al. 2017, Attention Is All You Need, section 3.3, arXiv 1706.03762",
@@ -130,9 +160,55 @@ QUESTION = Question(
             kind="aside",
             errors=("E49.3",),
         ),
+        Claim(
+            "worth, trained",
+            "the block earns its place, even when narrow",
+            "前馈块不可或缺，窄一些也有用",
+            (
+                Check(
+                    "none_cost_lower",
+                    ">",
+                    0.0,
+                    "bits per byte lost without it, 95 % bound",
+                    "去掉它每字节多费的比特，95% 下界",
+                ),
+                Check(
+                    "least_worth_lower",
+                    ">",
+                    0.0,
+                    "the same against a block only d wide",
+                    "与宽度仅为 d 的前馈块相比",
+                ),
+            ),
+            kind="aside",
+            race="feedforward",
+        ),
+        Claim(
+            "width, trained",
+            "how wide the block is inside goes unsaid",
+            "未提中间层该有多宽",
+            (
+                Check(
+                    "widening_lower",
+                    ">",
+                    0.0,
+                    "bits per byte saved from d to 8d, 95 % bound",
+                    "宽度由 d 增至 8d 每字节省下的比特，95% 下界",
+                ),
+            ),
+            Verdict.CORRECTED,
+            kind="aside",
+            race="feedforward",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/feedforward.py",),
+    races=("feedforward",),
+    raced=raced,
+    uses=(
+        "llmlab/model/feedforward.py",
+        "llmlab/handbook/literal/feedforward.py",
+        "llmlab/handbook/races/feedforward.py",
+    ),
     settings={"dim": DIM, "rows": ROWS, "length": LENGTH},
 )

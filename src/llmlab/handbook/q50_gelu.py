@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import MARGIN, spread, weighed
 from llmlab.handbook.measures import curvature, gap, power
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.feedforward import gelu, gelu_tanh
 from llmlab.stages import Session
 
@@ -53,15 +55,34 @@ def figures(session: Session) -> Figures:
     }
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    race, measure = told["feedforward"], "bits_per_byte"
+    return {
+        **race.bounds("printed_cost", "gelu without cube", "gelu", measure),
+        **race.bounds("tanh_cost", "gelu_tanh", "gelu", measure),
+    }
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "printed_cost" in f:
+        said = weighed(f, "printed_cost")
+        en = (
+            f" Trained with the printed form: {spread(f, 'printed_cost')} bits per byte, {said.en}; with the tanh form "
+            f"{spread(f, 'tanh_cost')}."
+        )
+        zh = (
+            f"照手册写法实际训练，每字节多费 {spread(f, 'printed_cost')} 比特：{said.zh}；用 tanh 近似则为 "
+            f"{spread(f, 'tanh_cost')}。"
+        )
     return Text(
         f"The printed form misses GELU by up to {f['printed_error']:.4f} (at x = {f['printed_error_at']:.2f}), the "
         f"true tanh form by {f['tanh_error']:.1e}; it equals x·sigmoid({HIDDEN_BETA:.5f}x) to "
         f"{power(f['swish_gap'])}. Curvature is {f['curvature_at_0']:.3f} at 0 and at most {f['curvature_far']:.3f} "
-        "at ±4.",
+        f"at ±4.{en}",
         f"手册写法与 GELU 最多相差 {f['printed_error']:.4f}（在 x = {f['printed_error_at']:.2f} 处），正确的 tanh 近"
         f"似只差 {f['tanh_error']:.1e}；它其实就是 x·sigmoid({HIDDEN_BETA:.5f}x)，误差 {power(f['swish_gap'])}。二阶"
-        f"导数在 0 处为 {f['curvature_at_0']:.3f}，在 ±4 处不超过 {f['curvature_far']:.3f}。",
+        f"导数在 0 处为 {f['curvature_at_0']:.3f}，在 ±4 处不超过 {f['curvature_far']:.3f}。{zh}",
     )
 
 
@@ -83,9 +104,9 @@ QUESTION = Question(
     ),
     run=Text(
         "The printed formula, the tanh form and the erf form on 20,001 points of [-10, 10] in double precision; the "
-        "printed form against a Swish; second derivatives by autograd.",
+        "printed form against a Swish; second derivatives by autograd. Trained: the three forms in a model each.",
         "在 [-10, 10] 的 20,001 个点上以双精度比较手册写法、tanh 近似与 erf 定义，再把手册写法与 Swish 对照，并用自"
-        "动微分求二阶导数。",
+        "动微分求二阶导数。另有实际训练：三种写法各训练一个模型。",
     ),
     papers=("Hendrycks & Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415",),
     errors={"E50.1": "W", "E50.2": "I", "E50.3": "W"},
@@ -141,9 +162,32 @@ QUESTION = Question(
             kind="control",
             errors=("E50.2",),
         ),
+        Claim(
+            "trained",
+            "a model trained with the printed formula is as good",
+            "照手册所写训练出的模型一样好",
+            (
+                Check(
+                    "printed_cost_upper",
+                    "<",
+                    MARGIN,
+                    "bits per byte lost by the slip, 95 % bound",
+                    "因笔误每字节多费的比特，95% 上界",
+                ),
+            ),
+            kind="aside",
+            errors=("E50.1",),
+            race="feedforward",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/feedforward.py",),
+    races=("feedforward",),
+    raced=raced,
+    uses=(
+        "llmlab/model/feedforward.py",
+        "llmlab/handbook/literal/feedforward.py",
+        "llmlab/handbook/races/feedforward.py",
+    ),
     settings={"half_range": HALF_RANGE, "points": POINTS, "far": FAR},
 )

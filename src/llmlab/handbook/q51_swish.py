@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.handbook.costs import MARGIN, spread
 from llmlab.handbook.measures import curvature, gap, power
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.feedforward import SwishFunction
 from llmlab.stages import Session
 
@@ -48,14 +50,33 @@ def figures(session: Session) -> Figures:
     }
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    race, measure = told["feedforward"], "bits_per_byte"
+    return {
+        **race.bounds("swish_minus_relu", "swish", "relu", measure),
+        **race.bounds("swish_minus_gelu", "swish", "gelu", measure),
+        **race.bounds("learnt_minus_fixed", "swish, learnt", "swish", measure),
+    }
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "swish_minus_relu" in f:
+        en = (
+            f" Trained, in bits per byte: Swish minus ReLU {spread(f, 'swish_minus_relu')}, minus GELU "
+            f"{spread(f, 'swish_minus_gelu')}; β learnt minus β = 1 {spread(f, 'learnt_minus_fixed')}."
+        )
+        zh = (
+            f"实际训练，每字节比特之差：Swish 减 ReLU 为 {spread(f, 'swish_minus_relu')}，减 GELU 为 "
+            f"{spread(f, 'swish_minus_gelu')}；β 可学习减 β 固定为 1 为 {spread(f, 'learnt_minus_fixed')}。"
+        )
     return Text(
         f"β = 0 gives x/2 (gap {power(f['half_gap'])}); the distance from ReLU is {f['relu_distance_beta_1']:.4f}, "
         f"{f['relu_distance_beta_10']:.4f}, {f['relu_distance_beta_100']:.4f} at β = 1, 10, 100. The remark on the "
-        f"shape is reversed: curvature is {f['curvature_at_0']:.2f} at 0 and {f['curvature_at_4']:.3f} at 4.",
+        f"shape is reversed: curvature is {f['curvature_at_0']:.2f} at 0 and {f['curvature_at_4']:.3f} at 4.{en}",
         f"β = 0 时恰为 x/2（误差 {power(f['half_gap'])}）；β = 1、10、100 时与 ReLU 相差 "
         f"{f['relu_distance_beta_1']:.4f}、{f['relu_distance_beta_10']:.4f}、{f['relu_distance_beta_100']:.4f}。关于"
-        f"形状的说法则反了：二阶导数在 0 处为 {f['curvature_at_0']:.2f}，在 4 处为 {f['curvature_at_4']:.3f}。",
+        f"形状的说法则反了：二阶导数在 0 处为 {f['curvature_at_0']:.2f}，在 4 处为 {f['curvature_at_4']:.3f}。{zh}",
     )
 
 
@@ -77,9 +98,10 @@ QUESTION = Question(
     ),
     run=Text(
         "Our Swish on a grid in double precision: against the closed form, x/2 and ReLU at β = 1, 10, 100; the "
-        "gradient in β against its closed form; second derivatives by autograd.",
+        "gradient in β against its closed form; second derivatives by autograd. Trained: Swish with β = 1 and with a "
+        "learnt β, ReLU and GELU.",
         "在双精度网格上检验本库的 Swish：与闭式、x/2、以及 β = 1、10、100 时的 ReLU 对照；对 β 的梯度与闭式对照；用"
-        "自动微分求二阶导数。",
+        "自动微分求二阶导数。另有实际训练：β = 1 与 β 可学习的 Swish，以及 ReLU、GELU。",
     ),
     papers=(
         "Ramachandran, Zoph & Le 2017, Searching for Activation Functions, arXiv 1710.05941",
@@ -145,9 +167,48 @@ QUESTION = Question(
             kind="aside",
             errors=("E51.2",),
         ),
+        Claim(
+            "beta, trained",
+            "a learnt β trains as well as a fixed one",
+            "β 可学习与固定，训练效果一样好",
+            (
+                Check(
+                    "learnt_minus_fixed_upper",
+                    "<",
+                    MARGIN,
+                    "learnt minus fixed, bits per byte, 95 % bound",
+                    "可学习减固定，每字节比特，95% 上界",
+                ),
+            ),
+            kind="aside",
+            errors=("E51.2",),
+            race="feedforward",
+        ),
+        Claim(
+            "activation, trained",
+            "Swish serves a model as well as ReLU and GELU",
+            "Swish 不逊于 ReLU 与 GELU",
+            (
+                Check(
+                    "swish_minus_relu_upper",
+                    "<",
+                    MARGIN,
+                    "Swish minus ReLU, bits per byte, 95 % bound",
+                    "Swish 减 ReLU，每字节比特，95% 上界",
+                ),
+                Check("swish_minus_gelu_upper", "<", MARGIN, "Swish minus GELU, the same", "Swish 减 GELU，同上"),
+            ),
+            kind="aside",
+            race="feedforward",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/feedforward.py",),
+    races=("feedforward",),
+    raced=raced,
+    uses=(
+        "llmlab/model/feedforward.py",
+        "llmlab/handbook/races/feedforward.py",
+    ),
     settings={"half_range": HALF_RANGE, "points": POINTS, "far": FAR, "betas": BETAS, "learnt": LEARNT},
 )

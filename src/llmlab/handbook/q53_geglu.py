@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import spread, weighed
 from llmlab.handbook.measures import draw, filled, gap, power, relative
 from llmlab.handbook.q50_gelu import PrintedGELU
 from llmlab.handbook.q52_glu import with_identities
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.feedforward import GEGLU, GatedFeedForward
 from llmlab.model.linear import Linear
 from llmlab.stages import Session
@@ -68,15 +70,38 @@ def figures(session: Session) -> Figures:
     return figures
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    race, measure = told["feedforward"], "bits_per_byte"
+    return {
+        **race.bounds("printed_cost", "one matrix geglu", "geglu", measure),
+        **race.bounds("geglu_minus_glu", "geglu", "glu", measure),
+        **race.bounds("geglu_minus_gelu", "geglu", "gelu", measure),
+        "printed_parameters": race.mean("one matrix geglu", "parameters") / race.mean("geglu", "parameters"),
+    }
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "printed_cost" in f:
+        said = weighed(f, "printed_cost")
+        en = (
+            f" Trained, in bits per byte: the printed form, in a model of {f['printed_parameters']:.0%} of the "
+            f"parameters, {spread(f, 'printed_cost')} over GEGLU, {said.en}; GEGLU minus GLU "
+            f"{spread(f, 'geglu_minus_glu')}, minus the plain GELU block {spread(f, 'geglu_minus_gelu')}."
+        )
+        zh = (
+            f"实际训练，每字节比特之差：手册写法（全模型参数只有 {f['printed_parameters']:.0%}）比 GEGLU 多 "
+            f"{spread(f, 'printed_cost')}：{said.zh}；GEGLU 减 GLU 为 {spread(f, 'geglu_minus_glu')}，减普通 GELU 前馈"
+            f"块为 {spread(f, 'geglu_minus_gelu')}。"
+        )
     return Text(
         f"The printed form is the block with V = I, W2 = I and the cube left out (gap {power(f['specialised_gap'])}"
         f"); it misses the block by {f['printed_difference']:.0%} of its size. With V and W2 left out of both, the "
         f"cube alone makes {f['cube_difference']:.1%}. Swapping gate and value changes the output by "
-        f"{f['swapped_difference']:.0%}.",
+        f"{f['swapped_difference']:.0%}.{en}",
         f"手册写法等于令 V = I、W2 = I 并丢掉立方项的特例（误差 {power(f['specialised_gap'])}），与完整前馈块之差达"
         f"其输出的 {f['printed_difference']:.0%}；若两边都不要 V 和 W2，单单丢掉立方项造成 "
-        f"{f['cube_difference']:.1%} 的差异。门与值对调，输出改变 {f['swapped_difference']:.0%}。",
+        f"{f['cube_difference']:.1%} 的差异。门与值对调，输出改变 {f['swapped_difference']:.0%}。{zh}",
     )
 
 
@@ -99,9 +124,10 @@ QUESTION = Question(
     run=Text(
         "Our GEGLU block (tanh form) against the formula of T5 v1.1 written out; the printed form against the block, "
         "against V = I, W2 = I, and against the same without the cube; gate and value swapped; sigmoid in place of "
-        "GELU.",
+        "GELU. Trained: GEGLU, GLU, the plain GELU block, and the printed form.",
         "拿本库的 GEGLU 前馈块（tanh 近似）与逐项写出的 T5 v1.1 公式对照；手册写法依次与完整前馈块、V = I 且 W2 = I "
-        "的特例、以及再去掉立方项的特例对照；门与值对调；把 GELU 换回 sigmoid。",
+        "的特例、以及再去掉立方项的特例对照；门与值对调；把 GELU 换回 sigmoid。另有实际训"
+        "练：GEGLU、GLU、普通 GELU 前馈块与手册写法。",
     ),
     papers=(
         "Shazeer 2020, GLU Variants Improve Transformer, arXiv 2002.05202",
@@ -167,9 +193,33 @@ QUESTION = Question(
             (Check("block_gap", "<", EXACT, "distance from the formula written out", "与逐项公式之差"),),
             kind="control",
         ),
+        Claim(
+            "printed, trained",
+            "the printed form serves as a feed-forward block",
+            "手册写法可以充当前馈块",
+            (
+                Check(
+                    "printed_cost_lower",
+                    ">",
+                    0.0,
+                    "bits per byte lost against GEGLU, 95 % bound",
+                    "与 GEGLU 相比每字节多费的比特，95% 下界",
+                ),
+            ),
+            Verdict.REFUTED,
+            kind="aside",
+            errors=("E53.1",),
+            race="feedforward",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/feedforward.py",),
+    races=("feedforward",),
+    raced=raced,
+    uses=(
+        "llmlab/model/feedforward.py",
+        "llmlab/handbook/literal/feedforward.py",
+        "llmlab/handbook/races/feedforward.py",
+    ),
     settings={"dim": DIM, "rows": ROWS, "length": LENGTH},
 )

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from llmlab.handbook.costs import spread, weighed
 from llmlab.handbook.measures import curvature, draw, filled, gap, power, relative
 from llmlab.handbook.q52_glu import PrintedGLU, with_identities
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
 from llmlab.model.feedforward import GatedFeedForward, SwiGLU, SwishFunction
 from llmlab.model.linear import Linear
 from llmlab.stages import Session
@@ -63,16 +65,39 @@ def figures(session: Session) -> Figures:
     return figures
 
 
+def raced(told: Mapping[str, Told]) -> Figures:
+    race, measure = told["feedforward"], "bits_per_byte"
+    return {
+        **race.bounds("printed_cost", "one matrix glu", "swiglu", measure),
+        **race.bounds("swiglu_minus_geglu", "swiglu", "geglu", measure),
+        **race.bounds("swiglu_minus_swish", "swiglu", "swish", measure),
+        "printed_parameters": race.mean("one matrix glu", "parameters") / race.mean("swiglu", "parameters"),
+    }
+
+
 def evidence(f: Mapping[str, float]) -> Text:
+    en, zh = "", ""
+    if "printed_cost" in f:
+        said = weighed(f, "printed_cost")
+        en = (
+            f" Trained, in bits per byte: the printed form, in a model of {f['printed_parameters']:.0%} of the "
+            f"parameters, {spread(f, 'printed_cost')} over SwiGLU, {said.en}; SwiGLU minus GEGLU "
+            f"{spread(f, 'swiglu_minus_geglu')}, minus the plain Swish block {spread(f, 'swiglu_minus_swish')}."
+        )
+        zh = (
+            f"实际训练，每字节比特之差：手册写法（全模型参数只有 {f['printed_parameters']:.0%}）比 SwiGLU 多 "
+            f"{spread(f, 'printed_cost')}：{said.zh}；SwiGLU 减 GEGLU 为 {spread(f, 'swiglu_minus_geglu')}，减普通 "
+            f"Swish 前馈块为 {spread(f, 'swiglu_minus_swish')}。"
+        )
     return Text(
         f"The printed SwiGLU is the sigmoid gate of question 52 (gap {power(f['sigmoid_gate_gap'])}) and misses "
         f"SwiGLU by {f['printed_difference']:.0%} of its size; even with V = I and W2 = I the factor W1x is lacking: "
         f"{f['bare_difference']:.0%} off without it, {power(f['factor_gap'])} with it. Swapping gate and value "
-        f"changes the output by {f['swapped_difference']:.0%}.",
+        f"changes the output by {f['swapped_difference']:.0%}.{en}",
         f"手册的 SwiGLU 其实是第 52 问的 sigmoid 门（误差 {power(f['sigmoid_gate_gap'])}），与真正的 SwiGLU 相差其输"
         f"出的 {f['printed_difference']:.0%}；即使令 V = I、W2 = I，也还少一个因子 W1x：缺它相差 "
         f"{f['bare_difference']:.0%}，补上则只差 {power(f['factor_gap'])}。门与值对调，输出改变 "
-        f"{f['swapped_difference']:.0%}。",
+        f"{f['swapped_difference']:.0%}。{zh}",
     )
 
 
@@ -95,9 +120,10 @@ QUESTION = Question(
     run=Text(
         "Our SwiGLU block against the formula of LLaMA written out; the printed form against question 52's, against "
         "the block, and against V = I, W2 = I; gate and value swapped; the argument of Swish's sigmoid recovered and "
-        "differentiated.",
+        "differentiated. Trained: SwiGLU, GEGLU, the plain Swish block, and the printed form.",
         "拿本库的 SwiGLU 前馈块与逐项写出的 LLaMA 公式对照；手册写法依次与第 52 问的写法、完整前馈块、V = I 且 W2 = "
-        "I 的特例对照；门与值对调；反解出 Swish 中 sigmoid 的自变量并求导。",
+        "I 的特例对照；门与值对调；反解出 Swish 中 sigmoid 的自变量并求导。另有实际训练：SwiGLU、GEGLU、普通 Swish 前馈"
+        "块与手册写法。",
     ),
     papers=(
         "Shazeer 2020, GLU Variants Improve Transformer, arXiv 2002.05202",
@@ -163,9 +189,33 @@ QUESTION = Question(
             ),
             kind="control",
         ),
+        Claim(
+            "printed, trained",
+            "the printed form serves as a feed-forward block",
+            "手册写法可以充当前馈块",
+            (
+                Check(
+                    "printed_cost_lower",
+                    ">",
+                    0.0,
+                    "bits per byte lost against SwiGLU, 95 % bound",
+                    "与 SwiGLU 相比每字节多费的比特，95% 下界",
+                ),
+            ),
+            Verdict.REFUTED,
+            kind="aside",
+            errors=("E54.1",),
+            race="feedforward",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    uses=("llmlab/model/feedforward.py",),
+    races=("feedforward",),
+    raced=raced,
+    uses=(
+        "llmlab/model/feedforward.py",
+        "llmlab/handbook/literal/feedforward.py",
+        "llmlab/handbook/races/feedforward.py",
+    ),
     settings={"dim": DIM, "rows": ROWS, "length": LENGTH, "beta": BETA},
 )
