@@ -23,8 +23,10 @@ from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
 from llmlab.model import rotary
+from llmlab.model.attention import Attention
 from llmlab.model.block import Block
 from llmlab.model.feedforward import FeedForward, GatedFeedForward
+from llmlab.model.masks import Prefix
 from llmlab.model.norms import RootMeanSquare
 from llmlab.model.places import Places
 from llmlab.model.positions import LearnedEncoding, SinusoidalEncoding
@@ -41,10 +43,13 @@ CHECKS = [
     for claim in question.decided((shipped(question.number) or {"figures": {}})["figures"])
     for check in claim.checks
 ]
+shown = Attention._shown
 CHINESE = re.compile(r"[一-鿿]")
 
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
+    2: Verdict.CORRECTED,
+    4: Verdict.CORRECTED,
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
@@ -252,6 +257,15 @@ def test_numbers_of_the_specification() -> None:
 # ---------------------------------------------------------------- experiments that can fail
 
 
+def blind_to_the_prefix(self: Prefix, ids: Tensor) -> Places:
+    return Places.causal(*ids.shape)
+
+
+def counted_twice(self: Attention, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    mixed: Tensor = shown(self, q, k, v, *rest)
+    return mixed + v.mean(2, keepdim=True)
+
+
 def centring(self: RootMeanSquare, x: Tensor) -> Tensor:
     x = x - x.mean(-1, keepdim=True)
     return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
@@ -310,6 +324,8 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
 @pytest.mark.parametrize(
     ("number", "owner", "name", "broken", "verdict"),
     [
+        (2, Prefix, "places", blind_to_the_prefix, Verdict.NOT_REPRODUCED),
+        (4, Attention, "_shown", counted_twice, Verdict.NOT_REPRODUCED),
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
