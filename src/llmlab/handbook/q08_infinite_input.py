@@ -154,8 +154,10 @@ def raced(told: Mapping[str, Told]) -> Figures:
         "real_within": text.mean(whole, within),
         "real_past": text.mean(whole, past),
         "real_same": text.mean(later, past),
+        # where the loss turns: what the text costs more, read whole, than the same tokens begun later
+        **{f"real_cost_{name.removeprefix('nats_')}": max(differences(whole, later, name, name)) for name in BINS[7:]},
         "real_yarn": text.mean(yarn, past),
-        # of two texts the one that shows less
+        # of several texts the one that shows least
         "real_past_minus_within_least": min(differences(whole, whole, past, within)),
         "real_past_minus_same_least": min(differences(whole, later, past, past)),
         "real_yarn_minus_same_most": max(differences(yarn, later, past, past)),
@@ -189,14 +191,19 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     if "real_past" in f:
         en += (
-            f" Trained at 128 tokens, RoPE loses {f['rope_8x_minus_1x']:+.2f} bits per byte at 8 times that. SmolLM2, "
-            f"two texts: {f['real_within']:.2f} nats a token before 8,192 tokens, {f['real_past']:.2f} before 12,288; "
-            f"the same last tokens, read from 4,096 on, {f['real_same']:.2f}; with YaRN {f['real_yarn']:.2f}."
+            f" Trained at 128 tokens, RoPE changes by {f['rope_8x_minus_1x']:+.2f} bits per byte at 8 times that. "
+            f"SmolLM2 reads Moby Dick: {f['real_within']:.2f} nats a token before 8,192 tokens, {f['real_past']:.2f} "
+            f"before 12,288; the same last tokens, read from 4,096 on, {f['real_same']:.2f}; with YaRN "
+            f"{f['real_yarn']:.2f}. What reading from the start costs, by thousand from the 8th to the 12th: "
+            f"{f['real_cost_8k']:+.2f}, {f['real_cost_9k']:+.2f}, {f['real_cost_10k']:+.2f}, "
+            f"{f['real_cost_11k']:+.2f}, {f['real_cost_12k']:+.2f}."
         )
         zh += (
-            f"以 128 个词元训练的 RoPE，读到 8 倍长时每字节变化 {f['rope_8x_minus_1x']:+.2f} 比特。SmolLM2 读两段文本："
+            f"以 128 个词元训练的 RoPE，读到 8 倍长时每字节变化 {f['rope_8x_minus_1x']:+.2f} 比特。SmolLM2 读《白鲸》："
             f"第 8192 个词元之前每词元 {f['real_within']:.2f} 奈特，第 12288 个之前 {f['real_past']:.2f}；同样的末段"
-            f"改从第 4096 个读起为 {f['real_same']:.2f}，用 YaRN 为 {f['real_yarn']:.2f}。"
+            f"改从第 4096 个读起为 {f['real_same']:.2f}，用 YaRN 为 {f['real_yarn']:.2f}。从头读起多付的代价，自第 8 "
+            f"个千词元至第 12 个依次为 {f['real_cost_8k']:+.2f}、{f['real_cost_9k']:+.2f}、{f['real_cost_10k']:+.2f}、"
+            f"{f['real_cost_11k']:+.2f}、{f['real_cost_12k']:+.2f}。"
         )
     return Text(en, zh)
 
@@ -363,15 +370,15 @@ QUESTION = Question(
                     "real_past_minus_within_least",
                     ">",
                     JUMP,
-                    "loss before 12k minus before 8k, the lesser text",
-                    "12k 前的损失减 8k 前的，取较小者",
+                    "real text: loss before 12k minus before 8k",
+                    "实际文本：12k 前的损失减 8k 前的",
                 ),
                 Check(
                     "real_past_minus_same_least",
                     ">",
                     JUMP,
                     "the same tokens, minus begun later",
-                    "同样的词元，减晚些起读，取较小者",
+                    "同样的词元，减晚些起读",
                 ),
             ),
             Verdict.CORRECTED,
@@ -387,8 +394,8 @@ QUESTION = Question(
                     "real_yarn_minus_same_most",
                     "<",
                     JUMP,
-                    "loss before 12k minus begun later, the greater text",
-                    "12k 前的损失减晚些起读的，取较大者",
+                    "loss before 12k minus begun later",
+                    "12k 前的损失减晚些起读的",
                 ),
             ),
             kind="aside",

@@ -1,4 +1,6 @@
-"""A pulled model read to half again its length, two texts. Question 8. Needs the weights: `llmlab pull smollm2`."""
+"""A pulled model read to half again its length, one text. Question 8. Needs the weights: `llmlab pull smollm2`.
+
+One seed: a text read whole takes minutes, and what is claimed is a leap on one model, the same tokens compared."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,5 +25,5 @@ RACE = Trial(
     },
     measures=tuple(f"nats_{place}k" for place in range(1, 13)),
     run=_run,
-    seeds=2,
+    seeds=1,
 )
