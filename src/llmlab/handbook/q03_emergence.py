@@ -291,6 +291,7 @@ QUESTION = Question(
                     "虚拟阶梯：达到 50% 的规模，8 词元比 2 词元",
                 ),
                 Check("checkpoint_delay", ">", 1.3, "steps to 50 %, 8 digits over 2", "达到 50% 的步数，8 位比 2 位"),
+                # 0.6 at first, which the spread of the made-up items does not allow: by the normal law it is 0.57.
                 Check("choice_grade_jump", ">", 0.4, "grade: its largest step of all", "选择题判分：最大一步所占比例"),
                 Check("choice_chance_jump", "<", 0.25, "right option's probability: the same", "正确选项的概率：同上"),
                 Check("choice_brier_jump", "<", 0.3, "Brier score: the same", "Brier 分：同上"),
@@ -387,6 +388,9 @@ QUESTION = Question(
             errors=("E3.3",),
             race="addition",
         ),
+        # Before the race this was a check of the main claim above, "> 0.3", as was Brier's fall, "> 0.1". Both failed,
+        # which would have made the verdict NOT-REPRODUCED; they were set apart after the figures were seen. The
+        # smallest models have 31 to 49 % of the digits right already, so the start of the fall lies off the ladder.
         Claim(
             "loss before, by size",
             "ours, expected before the race: from size to size the loss falls well before 8 digits show",
