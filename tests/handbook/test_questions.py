@@ -17,7 +17,7 @@ from torch import Tensor
 
 import llmlab
 from llmlab.errors import InputError
-from llmlab.handbook import q16_generation_parameters, q41_layernorm, q50_gelu, q51_swish, q53_geglu, q54_swiglu
+from llmlab.handbook import ladder, q16_generation_parameters, q41_layernorm, q50_gelu, q51_swish, q53_geglu, q54_swiglu
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict, asked, built, load
 from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
@@ -49,7 +49,9 @@ CHINESE = re.compile(r"[一-鿿]")
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
     2: Verdict.CORRECTED,
+    3: Verdict.REFUTED,
     4: Verdict.CORRECTED,
+    8: Verdict.REFUTED,
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
@@ -315,6 +317,12 @@ def normed_last(self: Block, x: Tensor, part: Callable[[Tensor], Tensor], norm: 
     return y
 
 
+def all_or_nothing(seed: int, size: float) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(ladder.TESTED, 1, generator=source, dtype=torch.float64) < math.exp(-ladder.nats(size))
+    return drawn.expand(-1, ladder.LENGTHS[-1])
+
+
 def same_noise(key: int, position: int, vocabulary: int) -> Any:
     import numpy
 
@@ -325,7 +333,9 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
     ("number", "owner", "name", "broken", "verdict"),
     [
         (2, Prefix, "places", blind_to_the_prefix, Verdict.NOT_REPRODUCED),
+        (3, ladder, "right", all_or_nothing, Verdict.NOT_REPRODUCED),
         (4, Attention, "_shown", counted_twice, Verdict.NOT_REPRODUCED),
+        (8, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),
