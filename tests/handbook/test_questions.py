@@ -46,6 +46,7 @@ CHINESE = re.compile(r"[一-鿿]")
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
     1: Verdict.CORRECTED,
+    9: Verdict.CORRECTED,
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
