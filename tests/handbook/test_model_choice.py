@@ -163,8 +163,8 @@ def test_a_prompted_model_is_asked_for_the_likeliest_topic(smollm2: Any) -> None
 
 def test_measures_are_said_once_in_both_places() -> None:
     """The race file is read without torch, so it says them itself."""
-    assert race("labels").measures == MEASURES
-    assert tuple(race("labels").arms) == KINDS
+    assert race("readers").measures == MEASURES
+    assert tuple(race("readers").arms) == KINDS
 
 
 EXPECTED: dict[str, dict[str, float]] = {
@@ -182,13 +182,13 @@ def told(values: dict[str, dict[str, float]]) -> Told:
         return [mean + 1e-3 * math.sin(seed + len(kind)) for seed in SEEDS]
 
     rows = {measure: {kind: row(kind, measure) for kind in KINDS} for measure in MEASURES}
-    return Told({"name": "labels", "seeds": list(SEEDS), "arms": {kind: {} for kind in KINDS}, "rows": rows})
+    return Told({"name": "readers", "seeds": list(SEEDS), "arms": {kind: {} for kind in KINDS}, "rows": rows})
 
 
 def raced(values: dict[str, dict[str, float]]) -> Figures:
     question = load(9)
     assert question.raced is not None
-    return recorded() | question.raced({"labels": told(values)})
+    return recorded() | question.raced({"readers": told(values)})
 
 
 def test_a_trial_as_expected_decides_all_claims() -> None:

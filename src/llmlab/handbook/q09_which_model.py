@@ -64,7 +64,7 @@ def figures(session: Session) -> Figures:
 
 
 def raced(told: Mapping[str, Told]) -> Figures:
-    race = told["labels"]
+    race = told["readers"]
     out = {
         f"{kind}: {measure}": race.mean(kind, measure)
         for kind in KINDS
@@ -264,7 +264,7 @@ QUESTION = Question(
                     "预训练减未预训练，95% 下界",
                 ),
             ),
-            race="labels",
+            race="readers",
         ),
         Claim(
             "what decides",
@@ -288,7 +288,7 @@ QUESTION = Question(
             ),
             Verdict.CORRECTED,
             errors=("E9.4",),
-            race="labels",
+            race="readers",
         ),
         Claim(
             "all ChatGLM",
@@ -305,7 +305,7 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
-    races=("labels",),
+    races=("readers",),
     raced=raced,
     on_paper={
         "E9.2": Text(

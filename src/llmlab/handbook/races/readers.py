@@ -19,7 +19,7 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
 
 COUNTS = {"topics": (10, 100), "entities": (10, 100, 1000)}
 RACE = Trial(
-    name="labels",
+    name="readers",
     title=Text("reading for a label: encoders and decoders", "为标签而读：编码器与解码器"),
     arms={kind: {"model": kind} for kind in ("encoder", "decoder", "untrained", "minilm", "smollm2")},
     run=run,
