@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmlab.handbook import fitting, instruction_task, labels_task, little_model, q04_architecture, stored_pairs_task
+from llmlab.handbook import (
+    fitting,
+    instruction_task,
+    little_model,
+    misspelling_task,
+    q04_architecture,
+    stored_pairs_task,
+)
 from llmlab.handbook.question import Figures, Verdict, load
 from llmlab.handbook.raced import Told, race
 from llmlab.handbook.runner import shipped
@@ -102,7 +109,7 @@ def test_pairs_are_asked_as_they_were_told(seed: int, pairs: int, distance: int)
 @given(seed=seeds)
 def test_spoilt_passages_are_the_books_with_letters_exchanged(seed: int) -> None:
     text = little_model.book()[1]
-    rows, spoilt = labels_task.examples(text, 4, source(seed))
+    rows, spoilt = misspelling_task.examples(text, 4, source(seed))
     whole = bytes(text.tolist())
     for row, label in zip(rows.tolist(), spoilt.tolist(), strict=True):
         assert (bytes(row) in whole) != bool(label)
@@ -185,9 +192,9 @@ def test_each_part_is_gone(model: little_model.Transformer) -> None:
 def test_trials_measure_what_they_say_and_hang_on_the_seed_alone(
     name: str, common: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for task in (instruction_task, stored_pairs_task, little_model, labels_task):
+    for task in (instruction_task, stored_pairs_task, little_model, misspelling_task):
         monkeypatch.setattr(task, "TESTED", 32)
-    monkeypatch.setattr(labels_task, "LABELS", (4, 6, 8))
+    monkeypatch.setattr(misspelling_task, "LABELS", (4, 6, 8))
     which: Any = race(name)
     arm = {**which.common, **next(iter(which.arms.values())), **common}
     found = which.run(arm, 3)
@@ -245,7 +252,7 @@ def architecture_trials(norm: float, lstm: float, scratch: float) -> Mapping[str
     cells = dict.fromkeys(stored_pairs_task.MEASURES, 1.0)
     pairs = told("stored_pairs", cells, {"attention": 0.99, "lstm": 0.5})
     pairs.record["rows"]["accuracy, 64 pairs, distance 16"]["lstm"] = [lstm + 0.001 * seed for seed in range(5)]
-    labels = dict.fromkeys(labels_task.MEASURES, 1.0)
+    labels = dict.fromkeys(misspelling_task.MEASURES, 1.0)
     return {
         "parts": told("parts", parts, {"trained": 1.0}),
         "stored_pairs": pairs,

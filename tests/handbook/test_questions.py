@@ -48,10 +48,12 @@ CHINESE = re.compile(r"[一-鿿]")
 
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
 VERDICTS = {
+    1: Verdict.CORRECTED,
     2: Verdict.CORRECTED,
     3: Verdict.REFUTED,
     4: Verdict.CORRECTED,
     8: Verdict.REFUTED,
+    9: Verdict.CORRECTED,
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,

@@ -105,14 +105,21 @@ def test_every_mixing_builds_and_learns(mixing: tuple[dict[str, Any], dict[str, 
 
 
 def gradients(model: Transformer) -> None:
-    """Every parameter has a gradient that is not zero."""
+    """Every parameter has a gradient that is not zero, under bf16 autocast too, as training is by default."""
+    for autocast in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            backward(model)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def backward(model: Transformer) -> None:
     ids = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
     at = Places.causal(2, 12)
     at = Places(at.position, at.order, at.document, (at.position > 6).long())
     model(ids, at).log_softmax(-1).gather(-1, ids[..., None]).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=3), extra=st.integers(0, 3))

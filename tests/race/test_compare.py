@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from llmlab.errors import InputError
-from llmlab.evaluation.measures import MEASURES
-from llmlab.race.arms import changed
-from llmlab.race.compare import compare
+from llmlab.evaluation.measures import MEASURES, read_measures
+from llmlab.race.arms import Arm, changed
+from llmlab.race.compare import compare, race
 from llmlab.run import Run, read_recipe, run
 
 LENGTHS = [f"bits_per_byte@{k}x" for k in (1, 2, 4, 8)]
@@ -246,3 +246,22 @@ def test_the_preset_names_its_measures_and_may_be_run_alone() -> None:
         with pytest.raises(InputError, match=r"recipe\.compare\.measures"):
             read_recipe("race-positions", [f"compare.measures=[{bad}]"])
     assert {"held_out", "length", "cost"} <= {measure.family for measure in MEASURES.values()}
+
+
+def test_arms_of_other_objectives_get_the_special_tokens_that_they_need(tiny_recipe: Run, tmp_path: Path) -> None:
+    """A vocabulary is shared by the arms that have the same one."""
+    made = [
+        Arm("causal", tiny_recipe),
+        Arm("other", changed(tiny_recipe, {"model.position": "alibi"})),
+        Arm("masked", changed(tiny_recipe, {"model.mask": "bidirectional", "pretrain.objective": "masked"})),
+    ]
+    measures = read_measures(("bits_per_byte", "masked_accuracy", "onward_bits_per_byte"))
+    done = race(made, [0, 1], tmp_path / "r", measures)
+    folders = [tmp_path / "r" / arm["runs"]["0"] for arm in done["arms"]]
+    assert len({(folder / "tokenizer").resolve() for folder in folders}) == 2
+    assert not list((tmp_path / "r").rglob("*.old-*"))
+    told = {arm["name"]: {one["measure"]: one["by_seed"] for one in arm["measures"]} for arm in done["arms"]}
+    assert None in told["masked"]["bits_per_byte"]
+    assert None in told["causal"]["masked_accuracy"]
+    for arm in told.values():
+        assert all(0 < value < 10 for value in arm["onward_bits_per_byte"])

@@ -19,6 +19,7 @@ from llmlab.data.pack import EvalBatches, Packing
 from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError, unknown
 from llmlab.evaluation.extrapolation import MULTIPLES, bits_beyond
+from llmlab.evaluation.onward import bits_onward
 from llmlab.evaluation.rescaled import METHODS, rescaled
 from llmlab.inference.engine import without_dropout
 from llmlab.objectives.kind import Kind, Seen, Setting, byte_lengths, look
@@ -34,7 +35,7 @@ class Measure(NamedTuple):
     """A figure of a model. `compares` is what arms must have in common for it to be comparable."""
 
     name: str
-    family: Literal["held_out", "context", "length", "rescaled", "cost"]
+    family: Literal["held_out", "context", "onward", "length", "rescaled", "cost"]
     unit: str
     compares: tuple[Literal["text", "tokenizer", "length", "context"], ...] = ()
     better: Literal["higher", "lower"] = "lower"
@@ -47,6 +48,7 @@ MEASURES = {
     for measure in (
         Measure("bits_per_byte", "held_out", "bits per byte", ("text",)),
         Measure("bits_per_byte@context", "context", "bits per byte", ("text", "context")),
+        Measure("onward_bits_per_byte", "onward", "bits per byte of next tokens, from those before alone", ASKED),
         Measure("loss", "held_out", "nats per token", ("text", "tokenizer")),
         Measure("suffix_bits_per_byte", "held_out", "bits per byte of the suffixes", ASKED),
         Measure("masked_accuracy", "held_out", "share of masked tokens found", ASKED, "higher"),
@@ -156,6 +158,15 @@ def _context(life: Finished) -> Values:
     return {"bits_per_byte@context": nats / math.log(2) / batches.text_bytes}
 
 
+def _onward(life: Finished) -> Values:
+    """The next token, asked of each model as its objective taught it to say one."""
+    assert life.held_out is not None
+    assert life.length is not None
+    assert life.bundle.tokenizer is not None
+    bits = bits_onward(life.bundle.model, life.bundle.tokenizer, life.objective, life.held_out, life.length)
+    return {"onward_bits_per_byte": bits}
+
+
 def _windows(life: Finished, length: int) -> tuple[float, EvalBatches]:
     assert life.held_out is not None
     batches = EvalBatches(life.held_out, length, _ROWS, life.packing, overlap=length // 2)
@@ -210,6 +221,7 @@ def _cost(life: Finished) -> Values:
 FAMILIES: dict[str, Callable[[Finished], Values]] = {
     "held_out": _held_out,
     "context": _context,
+    "onward": _onward,
     "length": _length,
     "rescaled": _rescaled,
     "cost": _cost,

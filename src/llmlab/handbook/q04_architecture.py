@@ -12,7 +12,7 @@ from llmlab.evaluation import statistics
 from llmlab.families import llama, mapping
 from llmlab.handbook.measures import draw, filled, gap, parameters, power
 from llmlab.handbook.one_layer import Layer
-from llmlab.handbook.q48_which_norm import TABLE
+from llmlab.handbook.published import TABLE
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.handbook.raced import Told
 from llmlab.interpret.xray import xray
@@ -446,7 +446,7 @@ QUESTION = Question(
         "llmlab/interpret/xray.py",
         "llmlab/handbook/little_model.py",
         "llmlab/handbook/stored_pairs_task.py",
-        "llmlab/handbook/labels_task.py",
+        "llmlab/handbook/misspelling_task.py",
     ),
     settings={
         "attention": [TOKENS, HEADS, HEAD_DIM],

@@ -1,13 +1,13 @@
 """Question 48: which normalisation each model uses, found by scaling: an X-ray of 17 models of our own family files."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from llmlab.families import mapping
 from llmlab.handbook.measures import draw, gap, power
+from llmlab.handbook.published import TABLE, VOCABULARY, Row, published
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.interpret.xray import xray
 from llmlab.model.block import Block
@@ -17,77 +17,8 @@ from llmlab.stages import Session
 
 EXACT = 1e-12
 CARRIED, HIDDEN = 5.0, 2.0  # a stream that grows tenfold is carried on, or hidden by a norm
-VOCABULARY = 60
 WIRINGS = ("post", "pre", "sandwich", "parallel", "deepnorm")
 NORMS = ("layernorm", "rmsnorm")
-
-
-class Row(NamedTuple):
-    """What the papers and the released code say of a model, and its config cut small."""
-
-    name: str
-    model_type: str
-    wiring: str
-    norm: str
-    embedding: bool  # a norm on the embeddings
-    final: bool  # a norm after the last block
-    heads: bool  # norms on queries and keys
-    config: Mapping[str, Any]
-
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}
-GROUPED = {**SMALL, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "head_dim": 8}
-GPT = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64}
-GEMMA = {**GROUPED, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2, "sliding_window": 8}
-CHATGLM = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "layernorm_epsilon": 1e-5}
-XLNET = {"n_layer": 2, "d_model": 32, "n_head": 4, "d_inner": 64}
-T5 = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2}
-FIRST = {**CHATGLM, "bos_token_id": 4, "gmask_token_id": 1, "mask_token_id": 0, "inner_hidden_size": 64}
-SECOND = {
-    **CHATGLM,
-    "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "kv_channels": 8,
-    "ffn_hidden_size": 64,
-    "padded_vocab_size": VOCABULARY,
-    "add_qkv_bias": True,
-}
-TABLE = (
-    Row("GPT-1", "openai-gpt", "post", "layernorm", False, False, False, GPT),
-    Row("GPT-2", "gpt2", "pre", "layernorm", False, True, False, GPT),
-    Row("BERT", "bert", "post", "layernorm", True, False, False, SMALL),
-    Row("RoBERTa", "roberta", "post", "layernorm", True, False, False, SMALL),
-    Row("ALBERT", "albert", "post", "layernorm", True, False, False, {**SMALL, "embedding_size": 16}),
-    Row("XLNet", "xlnet", "post", "layernorm", False, False, False, XLNET),
-    Row("T5", "t5", "pre", "rmsnorm", False, True, False, T5),
-    Row("LLaMA", "llama", "pre", "rmsnorm", False, True, False, GROUPED),
-    Row("Mistral", "mistral", "pre", "rmsnorm", False, True, False, GROUPED),
-    Row("Qwen2", "qwen2", "pre", "rmsnorm", False, True, False, GROUPED),
-    Row("Qwen3", "qwen3", "pre", "rmsnorm", False, True, True, GROUPED),
-    Row("Gemma 3", "gemma3_text", "sandwich", "rmsnorm", False, True, True, GEMMA),
-    Row("BLOOM", "bloom", "pre", "layernorm", True, True, False, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    Row("GPT-NeoX", "gpt_neox", "parallel", "layernorm", False, True, False, SMALL),
-    Row("GLM-4", "glm", "pre", "rmsnorm", False, True, False, GROUPED),
-    Row("ChatGLM-6B", "chatglm", "deepnorm", "layernorm", True, False, False, FIRST),
-    Row("ChatGLM2", "chatglm", "pre", "rmsnorm", False, True, False, SECOND),
-)
-
-
-def _model(row: Row, seed: int) -> Transformer:
-    """Random weights, gains and biases, so that nothing is neutral."""
-    architecture, vocabulary = mapping.family(row.model_type).read_config({"vocab_size": VOCABULARY, **row.config})
-    model: Transformer = architecture.build(vocabulary, seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * draw(seed, f"q48.{row.name}.{name}", *parameter.shape).float())
-    return model.eval()
 
 
 def _code(found: Any, names: tuple[str, ...]) -> float:
@@ -154,7 +85,7 @@ def _known(seed: int) -> float:
 
 def figures(session: Session) -> Figures:
     seed = session.seed
-    models = {row.name: _model(row, seed) for row in TABLE}
+    models = {row.name: published(row, seed) for row in TABLE}
     out: Figures = {}
     for row in TABLE:
         out |= _probed(row, models[row.name])

@@ -71,9 +71,8 @@ class Recurrent(Mixer):
         document_BT = in_order(sight.at, "a recurrent net")
         real_BT = document_BT >= 0
         row_N, column_N = real_BT.nonzero(as_tuple=True)
-        y_BTD = x_BTD.new_zeros(*x_BTD.shape[:2], self.net.hidden_size)
         if not len(row_N):
-            nothing: Tensor = self.output(y_BTD, sight.role)
+            nothing: Tensor = self.output(x_BTD.new_zeros(*x_BTD.shape[:2], self.net.hidden_size), sight.role)
             return nothing
         owner_N = document_BT[row_N, column_N]
         fresh_N = torch.ones_like(row_N, dtype=torch.bool)
@@ -87,7 +86,9 @@ class Recurrent(Mixer):
         start = None if held is None else self._start(held, row_R, owner_R)
         packed = pack_padded_sequence(runs, length_R.cpu(), batch_first=True, enforce_sorted=False)
         read, end = self.net(packed, start)
-        y_BTD[row_N, column_N] = pad_packed_sequence(read, batch_first=True)[0][run_N, step_N]
+        read_RSD = pad_packed_sequence(read, batch_first=True)[0]
+        y_BTD = read_RSD.new_zeros(*x_BTD.shape[:2], self.net.hidden_size)  # under autocast another dtype than x
+        y_BTD[row_N, column_N] = read_RSD[run_N, step_N]
         if sight.cache is not None:
             sight.cache.remember(layer, self._left(held, end, row_R, owner_R, len(x_BTD)))
         y: Tensor = self.output(y_BTD, sight.role)

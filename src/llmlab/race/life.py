@@ -1,6 +1,6 @@
 """One arm with one seed: a run folder that is kept, so that a wider race runs only what is new.
 
-RACE/data/<hash>/text, tokenizer      made once, shared by all arms and seeds of these two sections
+RACE/data/<hash>/text, tokenizer      made once, shared by all arms and seeds of one text and vocabulary
 RACE/arms/<hash>/                     a run: recipe.yaml, pretrain/, ...; text and tokenizer are links into data/
 RACE/arms/<hash>/measured.json        what was measured of it, by family, each under the key it was measured for
 RACE/arms/<hash>/diverged.json        in place of a model, where training left the finite: that is a result too
@@ -128,7 +128,11 @@ def _key_of(stage: Path) -> str | None:
 
 
 def _data(arm: Arm, root: Path) -> Path:
+    """By what decides the tokens: the two sections, and the special tokens that the objective adds to a vocabulary."""
     content = {name: arm.content[name] for name in SHARED}
+    recipe = arm.recipe
+    if recipe.pretrain is not None and recipe.model is not None and (special := recipe.pretrain.special(recipe.model)):
+        content["special"] = special
     return root / "data" / hashed(content)[:16]
 
 

@@ -11,7 +11,7 @@ from llmlab.handbook.trials import Trial
 
 
 def run(settings: Mapping[str, Any], seed: int) -> Mapping[str, float]:
-    from llmlab.handbook.labels_task import run
+    from llmlab.handbook.misspelling_task import run
 
     return run(settings, seed)
 
