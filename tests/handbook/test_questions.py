@@ -50,7 +50,7 @@ CHINESE = re.compile(r"[一-鿿]")
 VERDICTS = {
     1: Verdict.CORRECTED,
     2: Verdict.CORRECTED,
-    3: Verdict.REFUTED,
+    3: Verdict.NOT_REPRODUCED,
     4: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
@@ -60,8 +60,8 @@ VERDICTS = {
     33: Verdict.CORRECTED,
     34: Verdict.REFUTED,
     35: Verdict.REFUTED,
-    36: Verdict.CORRECTED,
-    37: Verdict.REFUTED,
+    36: Verdict.NOT_REPRODUCED,
+    37: Verdict.NOT_REPRODUCED,
     38: Verdict.REFUTED,
     39: Verdict.REFUTED,
     40: Verdict.REFUTED,
@@ -79,6 +79,22 @@ VERDICTS = {
     52: Verdict.CORRECTED,
     53: Verdict.CORRECTED,
     54: Verdict.REFUTED,
+}
+
+# What was registered before its race was run, and did not come out at our scale.
+UNEXPECTED = {
+    (2, "instruction last"): "two layers: the gain's interval holds 0; four layers gain more, not less",
+    (3, "sudden, trained"): "the smallest models know digits already: the start of the loss's fall is off the ladder",
+    (35, "mended"): "YaRN against plain rotations at 4 times the trained length: the interval holds 0",
+    (36, "rope, trained"): "YaRN without fine-tuning: the interval holds 0",
+    (37, "what helps, trained"): "YaRN's interval holds 0, dynamic NTK's mean is on the other side",
+    (37, "bases"): "without fine-tuning a larger base is no gain here",
+    (37, "sinks"): "a window alone does as well as one with sinks: so short a model has no sink to lose",
+    (40, "faster"): "seconds were taken beside other processes: too wide an interval",
+    (49, "width, trained"): "after so few steps a wider block is not told apart from a narrow one",
+    (51, "activation, trained"): "Swish costs more than the margin against both, after so few steps",
+    (52, "gain, trained"): "net of their parameters gates lose a little, after so few steps",
+    (53, "printed, trained"): "what the printed GEGLU costs is not told apart from nothing",
 }
 
 each = pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: f"q{question.number}")
@@ -117,6 +133,16 @@ def beyond(check: Check) -> float:
     return check.threshold + {"<": 1.0, "<=": 1.0, "==": 1.0, ">": -1.0, ">=": -1.0}[check.relation]
 
 
+def as_expected(question: Question) -> Figures:
+    """The figures of the record; those that failed a check put on the side on which they were expected."""
+    figures: Figures = dict(record(question)["figures"])
+    for claim in question.decided(figures):
+        for check in claim.checks:
+            if not check.passed(figures):
+                figures[check.figure] = 2 * check.threshold - beyond(check)
+    return figures
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -126,23 +152,27 @@ def test_the_verdict_is_the_specified_one(question: Question) -> None:
 
 
 @each
-def test_every_check_passes_on_the_shipped_record(question: Question) -> None:
+def test_what_did_not_come_out_as_expected_is_known(question: Question) -> None:
     figures = record(question)["figures"]
-    checks = [check for claim in question.decided(figures) for check in claim.checks]
-    assert [check.figure for check in checks if not check.passed(figures)] == []
+    fallen = {claim.name for claim in question.decided(figures) if not all(c.passed(figures) for c in claim.checks)}
+    assert fallen == {name for number, name in UNEXPECTED if number == question.number}
 
 
 @each_check
 def test_a_figure_across_its_threshold_flips_check_claim_and_verdict(
     question: Question, claim: Claim, check: Check
 ) -> None:
-    figures = dict(record(question)["figures"])
+    figures = as_expected(question)
     before, verdict = claim.judged(figures), question.verdict(figures)
     pushed = figures | {check.figure: beyond(check)}
     assert check.passed(figures)
     assert not check.passed(pushed)
-    assert claim.judged(pushed) is not before
-    assert (question.verdict(pushed) is not verdict) == (claim.kind != "aside")
+    after = claim.judged(pushed)
+    assert after.gravity > before.gravity
+    deciding = [verdict, *(one.judged(pushed) for one in question.decided(pushed) if one.kind != "aside")]
+    assert question.verdict(pushed) is max(deciding, key=lambda found: found.gravity)
+    if claim.kind != "aside" and after is Verdict.NOT_REPRODUCED:
+        assert question.verdict(pushed) is Verdict.NOT_REPRODUCED is not verdict
 
 
 @each_check
@@ -157,7 +187,7 @@ def test_a_threshold_is_far_from_rounding(question: Question, claim: Claim, chec
     """No check hangs on the last bits: ten times a tiny gap, or a percent of another figure, changes nothing."""
     value = record(question)["figures"][check.figure]
     for moved in (value * 1.01, value * 0.99) if check.relation != "==" else (value,):
-        assert check.passed({check.figure: moved})
+        assert check.passed({check.figure: moved}) == check.passed({check.figure: value})
     if check.relation == "<" and 0 < value < 1e-6:
         assert check.passed({check.figure: 10 * value})
 

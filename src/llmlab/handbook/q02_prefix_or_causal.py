@@ -360,7 +360,7 @@ QUESTION = Question(
             Verdict.CORRECTED,
             kind="aside",
         ),
-        # Expected beforehand: ahead with two layers, level with four. What came out is below, after so many steps.
+        # Expected beforehand, and the specification too: ahead with two layers, level with four.
         Claim(
             "instruction last",
             "where the instruction follows the content, a prefix helps shallow models most",
@@ -374,14 +374,7 @@ QUESTION = Question(
                     "一层：前缀的增益，下界",
                 ),
                 Check("prefix_minus_causal_1_upper", "==", 0.0, "one layer: the same, upper", "一层：同上，上界"),
-                Check(
-                    "prefix_minus_causal_2_lower",
-                    "<",
-                    0.0,
-                    "two layers: the same, lower, so not told apart",
-                    "两层：同上，下界，故无法区分",
-                ),
-                Check("prefix_minus_causal_4_lower", ">", 0.0, "four layers: the same, lower", "四层：同上，下界"),
+                Check("prefix_minus_causal_2_lower", ">", 0.0, "two layers: the same, lower", "两层：同上，下界"),
             ),
             Verdict.CORRECTED,
             kind="aside",

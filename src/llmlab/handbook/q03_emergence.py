@@ -388,24 +388,23 @@ QUESTION = Question(
             errors=("E3.3",),
             race="addition",
         ),
-        # Before the race this was a check of the main claim above, "> 0.3", as was Brier's fall, "> 0.1". Both failed,
-        # which would have made the verdict NOT-REPRODUCED; they were set apart after the figures were seen. The
-        # smallest models have 31 to 49 % of the digits right already, so the start of the fall lies off the ladder.
+        # The smallest models have 31 to 49 % of the digits right already: the start of the fall lies off the ladder.
         Claim(
-            "loss before, by size",
-            "ours, expected before the race: from size to size the loss falls well before 8 digits show",
-            "本库赛前的预期：随规模增大，损失在 8 位和露头之前早已大降",
+            "sudden, trained",
+            "the trained models gain the ability all at once, from size to size",
+            "训练所得的模型随规模增大，一下子获得能力",
             (
                 Check(
                     "race_fallen_lower",
-                    "<",
+                    ">",
                     0.3,
-                    "loss's fall before 8 digits show, lower bound (above 0.3 was expected)",
-                    "8 位露头前损失已走完的降幅，下界（预期高于 0.3）",
+                    "loss's fall before 8 digits show, lower",
+                    "8 位露头前损失已走完的降幅，下界",
                 ),
+                Check("race_brier_fallen_lower", ">", 0.1, "Brier's fall by then, lower", "彼时 Brier 分的降幅，下界"),
             ),
             Verdict.REFUTED,
-            kind="aside",
+            errors=("E3.3",),
             race="addition",
         ),
         Claim(
