@@ -228,9 +228,9 @@ def instruction(two: float, four: float) -> Mapping[str, Told]:
 @pytest.mark.parametrize(
     ("two", "four", "verdict"),
     [
-        (0.4, 0.9, Verdict.CORRECTED),
-        (0.7, 0.9, Verdict.NOT_REPRODUCED),  # two layers gain as well
-        (0.4, 0.3, Verdict.NOT_REPRODUCED),  # four layers gain nothing
+        (0.7, 0.5, Verdict.CORRECTED),
+        (0.7, 0.9, Verdict.CORRECTED),  # four layers gain as well: told, not judged
+        (0.4, 0.9, Verdict.NOT_REPRODUCED),  # two layers gain nothing
     ],
 )
 def test_question_2_whatever_the_trial_says(two: float, four: float, verdict: Verdict) -> None:

@@ -179,9 +179,10 @@ def judged(number: int, race: dict[str, Told]) -> tuple[Verdict, dict[str, Verdi
 
 
 def recorded_alone(number: int) -> Figures:
-    question = load(number)
-    raced = {check.figure for claim in question.claims if claim.race for check in claim.checks}
-    return {name: value for name, value in recorded(number).items() if not raced & {name} and "minus" not in name}
+    """The figures of the shipped record, those of its race aside."""
+    raced = load(number).raced
+    assert raced is not None
+    return {name: value for name, value in recorded(number).items() if name not in raced(told())}
 
 
 def test_a_race_as_expected_agrees_with_the_verdicts() -> None:

@@ -169,7 +169,7 @@ def test_a_figure_across_its_threshold_flips_check_claim_and_verdict(
     assert not check.passed(pushed)
     after = claim.judged(pushed)
     assert after.gravity > before.gravity
-    deciding = [verdict, *(one.judged(pushed) for one in question.decided(pushed) if one.kind != "aside")]
+    deciding = [one.judged(pushed) for one in question.decided(pushed) if one.kind != "aside"]
     assert question.verdict(pushed) is max(deciding, key=lambda found: found.gravity)
     if claim.kind != "aside" and after is Verdict.NOT_REPRODUCED:
         assert question.verdict(pushed) is Verdict.NOT_REPRODUCED is not verdict

@@ -28,7 +28,8 @@ RECORDS = sorted(path.stem.removeprefix("race_") for path in SHIPPED.glob("race_
 def test_every_race_can_be_run(name: str) -> None:
     which = race(name)
     assert which.name == name
-    assert which.seeds >= 5  # three give intervals too wide to order anything
+    # Three give intervals too wide to order anything; one gives none, of what nothing random enters.
+    assert which.seeds >= 5 or (which.seeds == 1 and which.name == "long_text")
     which.check()
 
 

@@ -24,7 +24,7 @@ def test_a_run_writes_its_record_and_leaves_the_shipped_one_alone(tmp_path: Path
     assert {path: path.read_bytes() for path in SHIPPED.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["q50.json"]
     assert read(tmp_path, 50) == record == json.loads((tmp_path / "q50.json").read_text(encoding="utf-8"))
-    assert record["tier"] == "F"
+    assert record["tier"] == "M"  # its race took minutes
     assert record["verdict"] == "CORRECTED"
     assert {"python", "torch", "llmlab"} <= set(record["versions"])
     assert record["seconds"] >= 0
@@ -62,8 +62,8 @@ def test_a_question_that_does_not_exist(number: int, tmp_path: Path) -> None:
 
 def test_a_question_that_is_not_built(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not built yet"):
-        run_question(1, Session(), tmp_path)
-    assert shipped(1) is None
+        run_question(5, Session(), tmp_path)
+    assert shipped(5) is None
 
 
 def test_a_figure_that_is_no_number_is_an_error_and_nothing_is_written(

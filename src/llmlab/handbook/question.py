@@ -95,9 +95,8 @@ class Claim:
 
     `main` claims answer the question asked and make its verdict; an `aside` is a remark beside it, with a verdict of
     its own; a `control` is ours (our part agrees with its reference): when it fails, the run proves nothing.
-    A confirmation that fails is a refutation; a correction or refutation that fails is NOT-REPRODUCED, and so is a
-    confirmation by a `race`: an interval that does not exclude a difference has not shown one. A claim that rests on a
-    race is left out while that race has no record.
+    A confirmation that fails is a refutation; a correction or refutation that fails is NOT-REPRODUCED. A claim that
+    rests on a `race` is left out while that race has no record.
     """
 
     name: str
@@ -118,7 +117,7 @@ class Claim:
             return Verdict.NOT_REPRODUCED
         if all(check.passed(figures) for check in self.checks):
             return self.verdict
-        if self.kind != "control" and self.race is None and self.verdict is Verdict.CONFIRMED:
+        if self.kind != "control" and self.verdict is Verdict.CONFIRMED:
             return Verdict.REFUTED
         return Verdict.NOT_REPRODUCED
 
