@@ -15,6 +15,7 @@ from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.engine import Completion, _closed_up, generate, stream
 from llmlab.inference.sampling import Sampling, choose, key_of, process
+from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.runtime import generator
 
@@ -87,6 +88,25 @@ def test_every_position_and_attention_through_the_engine(mixing: Any) -> None:
         generate(model, prompts, SECTIONS[0], [0], [1, 2, 3]), prompts, [1, 2, 3], strict=True
     ):
         assert_same(ours, slow(model, prompt, SECTIONS[0], [0], seed))
+
+
+@pytest.mark.parametrize("mixed", [{}, {"position": "alibi"}, {"attention": {"kind": "mha", "window": 6}}])
+def test_a_prompt_is_the_prefix_of_a_prefix_model(mixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, memory = tiny(mask="prefix", **mixed), PromptCache(CONTEXT)
+    monkeypatch.setattr("llmlab.inference.engine.PREFILL_COLUMNS", 3)  # a prefix is read at once all the same
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [4, 2], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
+    answers = generate(model, prompts, SECTIONS[1], [], [0, 0, 0])
+    list(stream(model, [1, 2, 3, 4], SECTIONS[1], [], 0, memory=memory))  # shares a beginning, which saw less
+    remembered = [token.id for token in stream(model, prompts[0], SECTIONS[1], [], 0, memory=memory)]
+    assert remembered == answers[0].ids
+    differs = False
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.ids[:-1]]])
+        with torch.inference_mode():
+            said = model(ids, Places.causal(*ids.shape).prefix([len(prompt)]))[0, len(prompt) - 1 :].argmax(-1)
+            differs |= model(ids)[0, len(prompt) - 1 :].argmax(-1).tolist() != answer.ids
+        assert said.tolist() == answer.ids
+    assert differs  # from what a causal reading of the same prompts says
 
 
 def test_long_prompts_go_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def _chosen(f: Mapping[str, float]) -> Text:
     needs = [
         (choose(f, "entities", 1000), "1000 labelled names", "1000 个带标签的名字"),
         (choose(f, "topics", 100), "100 labelled topics", "100 条带标签的话题"),
-        (choose(f, "topics", 100, 1.0), "100 labelled topics within 1 MFLOP", "100 条带标签的话题且不超过 1 MFLOP"),
+        (choose(f, "topics", 100, 10.0), "100 labelled topics within 10 MFLOP", "100 条带标签的话题且不超过 10 MFLOP"),
         (choose(f, "topics", 0), "topics without labels", "话题而无标签"),
     ]
     rows = [f"{one.model}, {one.how}, {one.accuracy:.0%}, {one.megaflops:.3g} MFLOP" for one, _, _ in needs]

@@ -132,6 +132,7 @@ def _decode(
     if not prompts:
         return
     require_continuing(model.architecture)
+    mask = model.architecture.mask
     answering = None
     if model.architecture.encoder_layers:
         model = answering = _answering(model, prompts, role)
@@ -143,7 +144,7 @@ def _decode(
         memory = PromptCache(max(len(p) for p in prompts) + max(row.limit - row.length for row in rows))
     cache = memory.dense
     with without_dropout(model):
-        logits_BV = _prefill(model, prompts, memory, device, role)
+        logits_BV, at = _prefill(model, prompts, memory, device, role)
         seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
         while True:
             processed_BV = process(logits_BV, sampling, seen_BV, _too_early(rows, stops, logits_BV))
@@ -169,10 +170,9 @@ def _decode(
                 cache.keep_rows(slots)
                 if answering is not None:
                     answering.keep_rows(slots)
-                rows, ids_B = [rows[slot] for slot in slots], ids_B[slots]
+                rows, ids_B, at = [rows[slot] for slot in slots], ids_B[slots], at[slots]
                 seen_BV = None if seen_BV is None else seen_BV[slots]
-            position_B1 = torch.tensor([[row.length - 1] for row in rows], device=device)
-            at = Places(position_B1, position_B1, torch.zeros_like(position_B1))
+            at = mask.after(at)
             hidden_B1D = model.hidden(ids_B[:, None], at, cache, _role_of(rows, role))
             if len(prompts) == 1:
                 memory.ids.append(ids[0])
@@ -217,20 +217,21 @@ def _rows(
 
 def _prefill(
     model: Decoder, prompts: Sequence[Sequence[int]], memory: PromptCache, device: torch.device, role: Role
-) -> Tensor:
-    """Run the prompts; the logits [B, V] of each one's last token, which is in the last column."""
+) -> tuple[Tensor, Places]:
+    """Run the prompts; the logits [B, V] of each one's last token, which is in the last column, and its places."""
     sizes = [len(prompt) for prompt in prompts]
     width = max(sizes)
-    done = memory.reuse(prompts[0])  # an empty memory holds nothing; one that does is of a single row
+    mask = model.architecture.mask
+    done = memory.reuse([] if mask.reads_whole else prompts[0])  # a memory that holds something is of a single row
     ids_BT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    at = Places.of_lengths(sizes, width, "left", device)
-    columns = max(1, min(PREFILL_COLUMNS, PREFILL_TOKENS // len(prompts)))
+    at = mask.prompt(Places.of_lengths(sizes, width, "left", device), sizes)
+    columns = width if mask.reads_whole else max(1, min(PREFILL_COLUMNS, PREFILL_TOKENS // len(prompts)))
     for start in range(done, width, columns):
         piece = slice(start, start + columns)
         hidden_BTD = model.hidden(ids_BT[:, piece], at[:, piece], memory.dense, role)
     if len(prompts) == 1:
         memory.ids.extend(prompts[0][done:])
-    return model.logits(hidden_BTD[:, -1])
+    return model.logits(hidden_BTD[:, -1]), at[:, -1:]
 
 
 def _seen(prompts: Sequence[Sequence[int]], logits_BV: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -27,6 +28,15 @@ class _Mask(Section, ABC):
     def one_way(self) -> bool:
         """Whether what was read does not change with what comes, so that a cache and generation make sense."""
         return True
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether a prompt's tokens see what comes after them in it, so that it must be read at once."""
+        return False
+
+    def prompt(self, causal: Places, lengths: Sequence[int]) -> Places:
+        """Where the tokens of prompts of these lengths stand, given where they would stand under the causal mask."""
+        return causal
 
     def after(self, last: Places) -> Places:
         """Where the token after the last column of `last` stands, [B, 1]."""
@@ -64,6 +74,13 @@ class Prefix(_Mask):
 
     kind: Literal["prefix"] = "prefix"
     length: int = Field(0, ge=0, description="tokens of the prefix where nothing else says it; 0 is causal")
+
+    @property
+    def reads_whole(self) -> bool:
+        return True
+
+    def prompt(self, causal: Places, lengths: Sequence[int]) -> Places:
+        return causal.prefix(lengths)
 
     def places(self, ids_BT: Tensor) -> Places:
         causal = _line(ids_BT)

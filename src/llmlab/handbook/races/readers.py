@@ -1,7 +1,8 @@
 """Reading for a label: small models trained here by masked or by next tokens, and pulled ones. Question 9.
 
 `untrained` is the encoder before any pretraining. The share hidden, the steps and the learning rates were chosen on
-seeds 100 and 101. MiniLM and SmolLM2 must have been pulled (`llmlab pull minilm`, `llmlab pull smollm2`).
+seeds 100 and 101, by few trials: better settings may exist for each model. MiniLM and SmolLM2 must have been pulled
+(`llmlab pull minilm`, `llmlab pull smollm2`).
 """
 
 from collections.abc import Mapping
