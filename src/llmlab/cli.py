@@ -42,7 +42,7 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
-Weights = Annotated[str, typer.Option("--weights", help="fp32 (exact), bf16, int8 or int4.")]
+Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
 MaxNew = Annotated[int, typer.Option("--max-new-tokens", help="Stop after so many tokens.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens that hold this much probability.")]
@@ -215,7 +215,7 @@ def generate(
         bool, typer.Option("--chat", help="The prompt is a message, put through the chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
-    weights: Weights = "fp32",
+    weights: Weights = "auto",
     max_new_tokens: MaxNew = 128,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -241,6 +241,7 @@ def generate(
     text = prompt if prompt is not None else _standard_input()
     lm = load(model, weights)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
+    _notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
     _answer(as_json, done, "")
 
@@ -249,7 +250,7 @@ def generate(
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
-    weights: Weights = "fp32",
+    weights: Weights = "auto",
     max_new_tokens: MaxNew = 512,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
@@ -276,9 +277,17 @@ def chat(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    turns = talk(load(model, weights), sampling, system, quiet=as_json)
+    lm = load(model, weights)
+    _notice(lm.why)
+    turns = talk(lm, sampling, system, quiet=as_json)
     if as_json:
         _answer(True, {"turns": turns}, "")
+
+
+def _notice(text: str) -> None:
+    """A line for whoever sits at the terminal, and for nobody else."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 def _sampling(place: str, **values: Any) -> Any:

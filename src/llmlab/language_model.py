@@ -21,9 +21,12 @@ from llmlab.adapters.opening import open_policy
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import CONFIG
 from llmlab.errors import InputError, unknown
+from llmlab.inference import native
+from llmlab.inference.batching import Batching
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import FinishReason, require_continuing, stream
+from llmlab.inference.fast import quickened, unfit
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.text import TextStream
 from llmlab.model.places import Places
@@ -52,10 +55,11 @@ ENDS = (
 def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
     """The model of a pulled name, a run, stage or model folder, or a .gguf file, on the CPU.
 
-    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise, and multiply by packed kernels
-    where this CPU has them; `auto` takes bf16 where the CPU multiplies in it, else fp32. Everything but fp32 is for
-    speed and moves the figures a little. A folder of quantised weights stays what it is: fp32 computes with exactly
-    the stored weights, `auto` and its own kind by the kernels.
+    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise in groups; `auto` takes int4 where
+    the weights are four bits wide already, so that nothing is lost, else bf16 where the CPU multiplies in it, else
+    fp32. Everything but fp32 is for speed and moves the figures a little: texts are made by the native step where it
+    can run the model (`why` says). `logits` stays exact for the weights as they then are. A folder of quantised
+    weights stays what it is: fp32 computes with exactly the stored weights, `auto` and its own kind by the kernels.
     Errors: InputError for a name that is not known, files that are not sound, or other `weights`.
     """
     kind = weights or "fp32"
@@ -63,9 +67,16 @@ def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
         raise unknown("weights", kind, WEIGHTS)
     quantized = _open_quantized(Path(name_or_path).expanduser(), kind)
     if quantized is not None:
-        return LanguageModel(quantized)
+        return LanguageModel(quantized, why="the folder's own quantised weights")
     bundle = open_policy(name_or_path)
-    return LanguageModel(replace(bundle, model=_converted(bundle.model, kind)))
+    if kind == "fp32":
+        return LanguageModel(bundle)
+    reason = unfit(bundle.model) or native.available()
+    if reason is None:
+        fast = quickened(bundle.model, kind)
+        return LanguageModel(bundle, Batching(fast), f"{fast.kind} weights, native step")
+    model = _converted(bundle.model, kind)
+    return LanguageModel(replace(bundle, model=model), why=f"{kind} weights, plain path: {reason}")
 
 
 def _converted(model: Transformer, kind: str) -> Transformer:
@@ -103,9 +114,11 @@ def _open_quantized(folder: Path, kind: str) -> Bundle | None:
 class LanguageModel:
     """A model with its tokenizer. Settings of `Sampling` may be given by name to whatever generates."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, batching: Batching | None = None, why: str = "fp32 weights, exact") -> None:
         self.bundle = bundle
         self.model = bundle.model.eval()
+        self.batching = batching  # how texts are made where the native step does it
+        self.why = why
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -227,7 +240,8 @@ class LanguageModel:
         on_text: Callable[[str], object] | None = None,
     ) -> dict[str, Any]:
         """Generate, and say how it went: text, tokens, tokens_per_second (of decoding only: the first token belongs to
-        the prompt), prefill_tokens_per_second, finish_reason. `chat`: `text` is a user's message, after `system`."""
+        the prompt), prefill_tokens_per_second, finish_reason, and the weights used. `chat`: `text` is a user's message,
+        after `system`."""
         if system is not None and not chat:
             raise InputError("system", "a system prompt means something in a chat only", "add --chat")
         if chat and not text.strip():
@@ -243,6 +257,7 @@ class LanguageModel:
             "prefill_tokens": len(reply.prompt),
             "prefill_tokens_per_second": _rate(len(reply.prompt), reply.prefill_seconds),
             "finish_reason": reply.finish_reason,
+            "weights": self.why,
         }
 
 
@@ -281,7 +296,10 @@ class Reply(Iterator[str]):
         first = bool(lm.bundle.architecture.encoder_layers) or tokenizer.special_ids.issuperset(self.prompt)
         text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space)
         began = time.perf_counter()
-        tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
+        if lm.batching is not None:
+            tokens = lm.batching.stream(self.prompt, sampling, lm.stop_ids, sampling.seed)
+        else:
+            tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
         for token in tokens:
             if not self.ids:
                 self.prefill_seconds, began = time.perf_counter() - began, time.perf_counter()

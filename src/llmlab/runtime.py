@@ -25,6 +25,13 @@ from torch import Tensor
 
 from llmlab.errors import InputError
 
+
+def cache_folder() -> Path:
+    """Where what can be fetched or made again is kept: $LLMLAB_HOME, else ~/.cache/llmlab."""
+    home = os.environ.get("LLMLAB_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "llmlab"
+
+
 # ---------------------------------------------------------------- seeds
 
 

@@ -8,7 +8,6 @@ has installed it, its copy of the weights is used. `hf:owner/name` goes through 
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from llmlab.errors import InputError, LlmlabError, unknown
-from llmlab.runtime import atomic_folder, atomic_json, file_hash
+from llmlab.runtime import atomic_folder, atomic_json, cache_folder, file_hash
 
 HUB_PREFIX = "hf:"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -87,12 +86,6 @@ WHEELS = {
     ),
 }
 MAX_NOTICE, MAX_BESIDE = 1 << 20, 1 << 24
-
-
-def cache_folder() -> Path:
-    """Where pulled weights live: $LLMLAB_HOME, else ~/.cache/llmlab."""
-    home = os.environ.get("LLMLAB_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "llmlab"
 
 
 def pull(name: str) -> Path:

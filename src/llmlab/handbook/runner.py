@@ -133,7 +133,7 @@ def read(folder: Path, number: int) -> Record | None:
 
 def user_folder() -> Path:
     """Where fresh runs go: $LLMLAB_HOME/handbook, else ~/.cache/llmlab/handbook."""
-    from llmlab.checkpoints.pull import cache_folder
+    from llmlab.runtime import cache_folder
 
     return cache_folder() / "handbook"
 

@@ -67,7 +67,7 @@ class Completion:
 
 
 @dataclass
-class _Row:
+class Row:
     """One prompt on its way."""
 
     index: int  # which prompt
@@ -137,7 +137,7 @@ def _decode(
     if model.architecture.encoder_layers:
         model = answering = _answering(model, prompts, role)
         prompts = [[Answering.start_id(model.architecture)]] * len(prompts)
-    rows = _rows(prompts, sampling, seeds, role, model.architecture.context)
+    rows = rows_of(prompts, sampling, seeds, role, model.architecture.context)
     device = next(model.parameters()).device
     stops = frozenset(stop_ids)
     if memory is None:
@@ -193,9 +193,9 @@ def _answering(model: Decoder, prompts: Sequence[Sequence[int]], role: Role) -> 
         return Answering.to(model, prompts, role)
 
 
-def _rows(
+def rows_of(
     prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], role: Role, context: int
-) -> list[_Row]:
+) -> list[Row]:
     """The rows at their start, after a look at what was given."""
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
@@ -211,7 +211,7 @@ def _rows(
             problem = f"has {size} tokens, which leaves no room for an answer in the context of {context}"
             raise InputError(place, problem, f"shorten it to {context - 1} tokens or fewer")
         limit = min(size + sampling.max_new_tokens, context)
-        rows.append(_Row(index, key_of(seed), size, limit, size + sampling.min_new_tokens))
+        rows.append(Row(index, key_of(seed), size, limit, size + sampling.min_new_tokens))
     return rows
 
 
@@ -242,7 +242,7 @@ def _seen(prompts: Sequence[Sequence[int]], logits_BV: Tensor) -> Tensor:
     return seen_BV
 
 
-def _too_early(rows: Sequence[_Row], stops: frozenset[int], logits_BV: Tensor) -> Tensor | None:
+def _too_early(rows: Sequence[Row], stops: frozenset[int], logits_BV: Tensor) -> Tensor | None:
     """bool [B, V]: the stop tokens of rows that are shorter than their minimum; None where there is no such row."""
     early = [slot for slot, row in enumerate(rows) if row.length < row.minimum]
     if not early or not stops:
@@ -259,7 +259,7 @@ def _closed_up(going: Sequence[int], rows: int) -> list[int]:
     return [slot if slot in alive else tail.pop(0) for slot in range(len(going))]
 
 
-def _role_of(rows: Sequence[_Row], role: Role) -> Role:
+def _role_of(rows: Sequence[Row], role: Role) -> Role:
     """The roles of the rows that are left."""
     return tuple(role[row.index] for row in rows) if isinstance(role, tuple) else role
 

@@ -1,0 +1,193 @@
+"""A model made ready for speed: packed weights, a pool of pages for keys and values, and the native step.
+
+M rows of one call (tokens of any sequences), R rows that ask for logits, D width, V vocabulary, E head width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmlab.inference import native
+from llmlab.inference.packing import KINDS, Kind, fits, pack, unpacked
+from llmlab.inference.pages import PAGE
+from llmlab.model.attention import Attention
+from llmlab.model.block import Block, Pre
+from llmlab.model.feedforward import GatedFeedForward, SwiGLU
+from llmlab.model.heads import PlainHead
+from llmlab.model.masks import Causal
+from llmlab.model.norms import RMSNorm, RootMeanSquare
+from llmlab.model.places import Places
+from llmlab.model.rotary import NoScaling, Rope
+from llmlab.model.transformer import Transformer
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "kind", "unused")),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("attention_norm", ctypes.c_void_p),
+        ("feedforward_norm", ctypes.c_void_p),
+        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int32)
+            for name in ("layers", "dim", "heads", "key_heads", "head_dim", "width", "vocabulary", "pages")
+        ),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "final_norm")),
+        ("layer", ctypes.POINTER(_Layer)),
+        *((name, _Matrix) for name in ("embedding", "head")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    ]
+
+
+def unfit(model: Transformer) -> str | None:
+    """Why the native step cannot run this model, in a few words; None where it can."""
+    a = model.architecture
+    attention = a.attention
+    wanted = [
+        (isinstance(a.wiring, Pre), "its norms do not stand before the parts"),
+        (isinstance(a.norm, RMSNorm) and a.norm.partial == 1 and not a.norm.offset, "its norm is no plain RMSNorm"),
+        (
+            isinstance(a.position, Rope) and a.position.fraction == a.position.axes == 1,
+            "its positions are no rope",
+        ),
+        (isinstance(a.mask, Causal), "its mask is not causal"),
+        (attention.kind in ("mha", "gqa", "mqa"), "its attention has no keys"),
+        (not getattr(attention, "window", None) and not getattr(attention, "norm", False), "a window or QK-norm"),
+        (isinstance(a.feedforward, SwiGLU) and a.feedforward.beta == 1 and not a.feedforward.learnt, "no SwiGLU"),
+        (not a.feedforward.bias and not getattr(attention, "biased_output", False), "its outputs have biases"),
+        (isinstance(a.head, PlainHead) and a.head.scale == 1 and not a.head.bias, "its head is no plain matrix"),
+        (
+            a.embedding.scale == 1 and not a.embedding.norm and not a.embedding.dim,
+            "its embedding is no plain table",
+        ),
+        (not a.embedding.segments and a.local is None and not a.shared and a.streams == 1, "its layers differ"),
+        (not a.encoder_layers, "it has an encoder"),
+    ]
+    for fine, reason in wanted:
+        if not fine:
+            return reason
+    if not isinstance(a.position, Rope) or not isinstance(a.position.scaling, NoScaling):
+        return "its rope is scaled"
+    if attention.width(a.dim) % 32 or a.dim % 32:
+        return "a head or the width is no multiple of 32"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not fits(*module.weight.shape):
+            return f"{name} is no whole tiles of 16 x 32"
+    return None if model.vocab_size % 16 == 0 else "its vocabulary is no multiple of 16"
+
+
+def quickened(model: Transformer, weights: str) -> FastModel:
+    """The model in packed weights, `auto` being int4 where that loses nothing and else bf16. The model itself is given
+    the weights as packed, so that the plain path says exactly what the native step approaches."""
+    kind: Kind
+    match weights:
+        case "int4" | "int8" | "bf16":
+            kind = weights
+        case _:
+            sample = dict(model.named_parameters())["blocks.0.attention.output.weight"].detach()
+            kind = "int4" if torch.equal(unpacked(pack(sample, "int4")), sample) else "bf16"
+    return FastModel(model, kind, 2 * -(-model.architecture.context // PAGE), torch.get_num_threads())
+
+
+class FastModel:
+    """A llama-like model in packed weights. `pages` bounds the tokens held at once, of all sequences, to 16 a page;
+    their memory is taken when it is first written. `model` is given the weights as packed.
+
+    Errors: ValueError for a model that is `unfit`.
+    """
+
+    def __init__(self, model: Transformer, kind: Kind, pages: int, threads: int = 1) -> None:
+        if (reason := unfit(model)) is not None:
+            raise ValueError(reason)
+        a = model.architecture
+        self.architecture, self.vocab_size, self.kind, self.pages = a, model.vocab_size, kind, pages
+        self._kept: list[Tensor] = []
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        layers = (_Layer * len(blocks))(*(self._layer(block, kind) for block in blocks))
+        # Four bits are too few for the table of the vocabulary, whose rows differ in size; llama.cpp's files agree.
+        table: Kind = "bf16" if kind == "bf16" else "int8"
+        embedding = self._packed([model.embedding], table)
+        head = embedding if model.head is None else self._packed([model.head], table)
+        heads, key_heads, width = a.keyed.heads, a.keyed.key_heads, a.attention.width(a.dim)
+        prepared = model.position.prepare(Places.causal(1, a.context), Places.causal(1, a.context))
+        cosine, sine = (self._floats(part[0, 0, :, 0, : width // 2]) for part in (prepared.cos, prepared.sin))
+        shape = a.layers, pages, key_heads * width * PAGE
+        # numpy asks for memory that the system fills with zeros page by page, torch writes them all at once
+        self._keys, self._values = (np.zeros(shape, dtype=np.uint16) for _ in range(2))
+        attention, feedforward, final = blocks[0].attention, blocks[0].feedforward, model.final_norm
+        assert isinstance(attention, Attention)
+        assert isinstance(feedforward, GatedFeedForward)
+        assert isinstance(final, RootMeanSquare)
+        self._model = _Model(
+            a.layers, a.dim, heads, key_heads, width, feedforward.gate.out_features, self.vocab_size, pages,
+            a.norm.eps, attention.scale, cosine, sine, self._floats(final.weight), layers,
+            embedding, head, self._keys.ctypes.data, self._values.ctypes.data,
+        )  # fmt: skip
+        library = native.library()
+        library.llmlab_open.restype = ctypes.c_void_p
+        self._engine = ctypes.c_void_p(library.llmlab_open(ctypes.byref(self._model), threads))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            native.library().llmlab_close(self._engine)
+
+    def _layer(self, block: Block, kind: Kind) -> _Layer:
+        attention, feedforward = block.attention, block.feedforward
+        assert isinstance(attention, Attention)
+        assert isinstance(feedforward, GatedFeedForward)
+        projections = [attention.query, attention.key, attention.value]
+        bias = None if attention.query.bias is None else torch.cat([p.bias for p in projections])
+        first, second = block.attention_norm, block.feedforward_norm
+        assert isinstance(first, RootMeanSquare)
+        assert isinstance(second, RootMeanSquare)
+        return _Layer(
+            self._floats(first.weight),
+            self._floats(second.weight),
+            self._packed(projections, kind, bias),
+            self._packed([attention.output], kind),
+            self._packed([feedforward.gate, feedforward.up], kind),
+            self._packed([feedforward.down], kind),
+        )
+
+    def _packed(self, parts: Sequence[nn.Linear | nn.Embedding], kind: Kind, bias: Tensor | None = None) -> _Matrix:
+        """One matrix of several that read the same inputs; each part is left with the weights as packed."""
+        packed = pack(torch.cat([part.weight.detach() for part in parts]), kind)
+        self._kept.append(packed.data)
+        rows = [len(part.weight) for part in parts]
+        for part, weight in zip(parts, torch.split(unpacked(packed), rows), strict=True):
+            part.weight.data = weight.contiguous()
+        at = None if bias is None else self._floats(bias)
+        return _Matrix(packed.data.data_ptr(), at, packed.outputs, packed.inputs, KINDS.index(kind), 0)
+
+    def _floats(self, values: Tensor) -> int:
+        self._kept.append(values.detach().float().contiguous().clone())
+        return self._kept[-1].data_ptr()
+
+    def step(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
+        """float32 [R, V]: the logits after the rows `ask`. Row i is token ids[i] at places[i] of the sequence whose
+        pages are tables[i] (int32 [M, pages of the longest])."""
+        logits = torch.empty(len(ask), self.vocab_size)
+        numbers = [torch.tensor(values, dtype=torch.int32) for values in (ids, places, ask)]
+        tables = tables.to(torch.int32).contiguous()
+        native.library().llmlab_step(
+            self._engine, len(ids), *(ctypes.c_void_p(t.data_ptr()) for t in (*numbers[:2], tables)), tables.shape[1],
+            len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()), None,
+        )  # fmt: skip
+        return logits

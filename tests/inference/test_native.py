@@ -1,0 +1,324 @@
+"""The native step against the plain path, and against itself in every company."""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmlab.errors import InputError
+from llmlab.inference import native
+from llmlab.inference.batching import Batching
+from llmlab.inference.engine import Completion
+from llmlab.inference.engine import generate as plain_generate
+from llmlab.inference.fast import FastModel, quickened, unfit
+from llmlab.inference.packing import KINDS, Kind, laid_out, pack, unpacked
+from llmlab.inference.pages import PAGE, Pages
+from llmlab.inference.sampling import Sampling
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.runtime import generator
+
+VOCABULARY, CONTEXT = 96, 160
+only_native = pytest.mark.skipif(native.available() is not None, reason=f"plain path only: {native.available()}")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def tiny(heads: int = 4, key_heads: int = 2, **fields: Any) -> Transformer:
+    sizes: dict[str, Any] = {"layers": 2, "dim": 64, "context": CONTEXT, "initial_std": 0.15}
+    sizes["attention"] = {
+        "kind": "gqa",
+        "heads": heads,
+        "kv_heads": key_heads,
+        "head_dim": 32,
+        **fields.pop("mixer", {}),
+    }
+    sizes["feedforward"] = {"kind": "swiglu", "width": 96}
+    return Architecture.model_validate(sizes | fields).build(VOCABULARY, seed=3).eval()
+
+
+# ---------------------------------------------------------------- packing
+
+
+@each_kind
+def test_what_is_packed_comes_out(kind: Kind) -> None:
+    weight = torch.randn(48, 96, generator=generator(0, "packing"))
+    once = unpacked(pack(weight, kind))
+    if kind == "bf16":
+        assert torch.equal(once, weight.bfloat16().float())
+        return
+    groups = weight.view(48, 3, 32)
+    step = (groups.amax(-1) - groups.amin(-1)) / 15 if kind == "int4" else groups.abs().amax(-1) / 127
+    error = (once - weight).view(48, 3, 32).abs().amax(-1)
+    assert (error <= 0.51 * step + 2**-10).all()  # scales are halves
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(["int4", "int8"]))
+def test_codes_and_scales_are_laid_out_without_loss(seed: int, kind: Kind) -> None:
+    g = generator(seed, "codes")
+    codes = torch.randint(0, 16 if kind == "int4" else 256, (32, 3, 32), generator=g).to(torch.uint8)
+    step, least = torch.rand(32, 3, generator=g).half(), torch.randn(32, 3, generator=g).half()
+    want = codes.float() * step.float()[..., None] + least.float()[..., None]
+    assert torch.equal(unpacked(laid_out(codes, step, least, kind)), want.view(32, 96))
+
+
+def test_four_bit_weights_lose_nothing_in_int4() -> None:
+    """As in a Q4_1 file: 16 evenly spaced values a group, in halves."""
+    g = generator(1, "q4_1")
+    codes = torch.randint(0, 16, (16, 2, 32), generator=g)
+    codes[..., 0], codes[..., 1] = 0, 15
+    step, least = torch.rand(16, 2, 1, generator=g).half().float(), torch.randn(16, 2, 1, generator=g).half().float()
+    weight = (codes * step + least).view(16, 64)
+    assert torch.equal(unpacked(pack(weight, "int4")), weight)
+
+
+# ---------------------------------------------------------------- the step
+
+
+def rows(model: FastModel, ids: list[int], first: int = 0) -> tuple[list[int], list[int], torch.Tensor]:
+    pages = torch.arange(first, first + -(-CONTEXT // PAGE), dtype=torch.int32)
+    return ids, list(range(len(ids))), pages.expand(len(ids), -1)
+
+
+SHAPES = [
+    {},
+    {"heads": 2, "key_heads": 1},
+    {"heads": 5, "key_heads": 1},
+    {"heads": 3, "key_heads": 3},
+    {"tied": False},
+    {"mixer": {"bias": True, "output_bias": False}},
+    {"position": {"kind": "rope", "base": 500.0}},
+]
+
+
+@only_native
+@each_kind
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_step_says_what_the_plain_path_says(shape: dict[str, Any], kind: Kind) -> None:
+    model = tiny(**shape)
+    exact = {name: weight.clone() for name, weight in model.state_dict().items()}
+    fast = FastModel(model, kind, 40, threads=2)
+    ids = torch.randint(0, VOCABULARY, (90,), generator=generator(0, "ids")).tolist()
+    with torch.inference_mode():
+        want = model(torch.tensor([ids]))[0]
+    got = fast.step(*rows(fast, ids), ask=range(90))
+    # What is left is the rounding of activations: to 8 bits a group, or to bf16.
+    assert (got - want).std() < 0.03 * want.std()
+    assert (got - want).abs().max() < 0.2 * want.std()
+    assert any(not torch.equal(weight, exact[name]) for name, weight in model.state_dict().items())  # as packed
+
+
+@only_native
+@each_kind
+def test_a_token_has_the_same_bytes_however_its_text_is_cut_and_in_any_company(kind: Kind) -> None:
+    fast, alone = FastModel(tiny(), kind, 60, threads=2), FastModel(tiny(), kind, 60, threads=1)
+    ids = torch.randint(0, VOCABULARY, (77,), generator=generator(1, "ids")).tolist()
+    want = alone.step(*rows(alone, ids), ask=range(77))
+    cut, done = random.Random(0), 0
+    while done < 77:
+        size = min(cut.choice([1, 2, 3, 4, 7, 8, 9, 25]), 77 - done)
+        others = cut.randrange(6)
+        _, places, tables = rows(fast, ids)
+        company = [cut.randrange(VOCABULARY) for _ in range(others)]
+        own = [torch.full((1, tables.shape[1]), 20 + i, dtype=torch.int32) for i in range(others)]
+        spots = [cut.randrange(PAGE) for _ in range(others)]
+        together = [*company, *ids[done : done + size]], [*spots, *places[done : done + size]]
+        got = fast.step(*together, torch.cat([*own, tables[:size]]), range(others, others + size))
+        assert torch.equal(got, want[done : done + size])
+        done += size
+
+
+@only_native
+def test_a_weight_that_is_no_number_does_not_pass_for_one() -> None:
+    model = tiny()
+    model.blocks[0].attention_norm.weight.data[3] = float("nan")  # type: ignore[union-attr, index]
+    fast = FastModel(model, "int8", 20)
+    assert not fast.step([1], [0], torch.zeros(1, 10), [0]).isfinite().any()
+
+
+UNFIT: list[dict[str, Any]] = [
+    {"norm": "layernorm"},
+    {"wiring": "post"},
+    {"position": "alibi"},
+    {"position": {"kind": "rope", "fraction": 0.5}},
+    {"position": {"kind": "rope", "scaling": {"kind": "linear"}}},
+    {"mixer": {"window": 8}},
+    {"mixer": {"norm": True}},
+    {"mixer": {"bias": True}},
+    {"mask": "prefix"},
+    {"feedforward": {"kind": "gelu", "width": 96}},
+    {"feedforward": {"kind": "swiglu", "width": 90}},
+    {"embedding": {"scale": 2.0}},
+    {"shared": True},
+]
+
+
+@pytest.mark.parametrize("fields", UNFIT, ids=str)
+def test_a_model_that_the_step_does_not_compute_is_refused_with_a_reason(fields: dict[str, Any]) -> None:
+    fields = dict(fields)
+    feedforward = fields.pop("feedforward", None)
+    model = tiny(**fields)
+    if feedforward:
+        sizes = model.architecture.model_dump() | {"feedforward": feedforward}
+        model = Architecture.model_validate(sizes).build(VOCABULARY)
+    assert unfit(model)
+    with pytest.raises(ValueError, match=unfit(model) or "no reason"):
+        FastModel(model, "int8", 4)
+
+
+# ---------------------------------------------------------------- pages
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_pages_are_never_held_by_two_who_write(seed: int) -> None:
+    draw, pages = random.Random(seed), Pages(8)
+    texts: list[tuple[list[int], list[int]]] = []
+    written: dict[int, tuple[int, ...]] = {}  # what lies on a page: the whole text up to its end
+    for _ in range(60):
+        if texts and draw.random() < 0.4:
+            pages.give_back(texts.pop(draw.randrange(len(texts)))[1])
+            continue
+        ids = [draw.randrange(2) for _ in range(draw.randrange(1, 5) * PAGE // 2 * 2)]
+        held = pages.share(ids)
+        for at, page in enumerate(held):
+            assert written[page] == tuple(ids[: (at + 1) * PAGE])
+        assert len(held) * PAGE < len(ids)
+        for at in range(len(held), len(ids) // PAGE):
+            page = pages.take()
+            if page is None:
+                break
+            assert all(page not in others for _, others in texts)
+            assert page not in held
+            held.append(page)
+            written[page] = tuple(ids[: (at + 1) * PAGE])
+            pages.name(page, held[at - 1] if at else None, ids[at * PAGE : (at + 1) * PAGE])
+        texts.append((ids, held))
+    for _, held in texts:
+        pages.give_back(held)
+    assert pages.free == 8
+
+
+def test_what_is_unused_longest_is_forgotten_first() -> None:
+    pages, texts = Pages(3), [[n] * PAGE for n in range(3)]
+    for ids in texts:
+        page = pages.take()
+        assert page is not None
+        pages.name(page, None, ids)
+        pages.give_back([page])
+    assert len(pages.share([*texts[0], 9])) == 1  # in use again
+    pages.take()
+    assert not pages.share([*texts[1], 9])
+    assert len(pages.share([*texts[2], 9])) == 1
+
+
+# ---------------------------------------------------------------- batching
+
+
+@only_native
+@each_kind
+def test_batching_draws_what_the_plain_engine_draws_from_the_same_weights(kind: Kind) -> None:
+    model = tiny()
+    batching = Batching(quickened(model, kind))
+    prompts = [[n, n + 1, 2 * n] * (n % 3 + 1) for n in range(12)]
+    sampling = Sampling(max_new_tokens=5, temperature=0.7, top_k=4, repetition_penalty=1.3, min_new_tokens=3)
+    ours = batching.generate(prompts, sampling, [7, 9], range(12))
+    theirs = plain_generate(model, prompts, sampling, [7, 9], range(12))
+    agree = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.ids == other.ids]
+    assert len(agree) >= 6  # rounding may decide a near tie
+    for one, other in agree:
+        assert one.logprobs == pytest.approx(other.logprobs, abs=0.3)
+        assert one.finish_reason == other.finish_reason
+
+
+def _requests(seed: int, many: int) -> list[tuple[list[int], Sampling, int]]:
+    draw = random.Random(seed)
+    beginnings = [[draw.randrange(VOCABULARY) for _ in range(48)] for _ in range(3)]
+    found = []
+    for number in range(many):
+        start = draw.choice([[], [], *beginnings])
+        prompt = start + [draw.randrange(VOCABULARY) for _ in range(draw.randrange(1, 40))]
+        sampling = Sampling(
+            max_new_tokens=draw.randrange(1, 24),
+            temperature=draw.choice([0, 0.5, 1.0, 1.5]),
+            top_k=draw.choice([None, 5]),
+            top_p=draw.choice([1.0, 0.8]),
+            repetition_penalty=draw.choice([1.0, 1.2]),
+        )
+        found.append((prompt, sampling, number))
+    return found
+
+
+@only_native
+@pytest.mark.invariance
+@each_kind
+def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Kind) -> None:
+    requests = _requests(0, 200)
+    alone = Batching(FastModel(tiny(initial_std=0.3), kind, 400, threads=1))
+    want: list[Completion] = []
+    for prompt, sampling, seed in requests:
+        # a pool of its own each time would be the same with less work: nothing known, nobody beside it
+        alone._pages = Pages(400)
+        want += alone.generate([prompt], sampling, [11], [seed])
+
+    together = Batching(FastModel(tiny(initial_std=0.3), kind, 45, threads=2), step_tokens=48, step_rows=24)
+    draw, numbers, got = random.Random(1), {}, dict[int, Completion]()
+    doomed: list[int] = []
+    waiting = [*requests, *_requests(7, 60)]
+    draw.shuffle(waiting)
+    known = {id(request): number for number, request in enumerate(requests)}
+    for turn in count():
+        for request in [waiting.pop() for _ in range(min(draw.randrange(4), len(waiting)))]:
+            number = together.submit(request[0], request[1], [11], request[2])
+            if id(request) in known:
+                numbers[number] = known[id(request)]
+                got[known[id(request)]] = Completion([], [], "length")
+            else:
+                doomed.append(number)
+        for token in together.step():
+            if token.row in numbers:
+                one = got[numbers[token.row]]
+                reason = token.finish_reason or "length"
+                got[numbers[token.row]] = Completion([*one.ids, token.id], [*one.logprobs, token.logprob], reason)
+        if doomed and turn % 3 == 0:
+            together.cancel(doomed.pop(0))
+        if not waiting and not together.busy:
+            break
+    assert [got[number] for number in range(200)] == want
+    counts = together.counts
+    assert counts.rows / counts.steps > 4
+    assert counts.cancelled > 30
+    assert counts.shared_tokens > 0
+    assert counts.preempted > 0
+
+
+@only_native
+def test_who_stops_listening_frees_the_place() -> None:
+    batching = Batching(FastModel(tiny(), "int8", 20))
+    stream = batching.stream([1, 2, 3], Sampling(max_new_tokens=50), [], 0)
+    next(stream)
+    stream.close()
+    assert not batching.busy
+    assert batching._pages.free == 20
+    assert batching.counts.cancelled == 1
+
+
+@only_native
+def test_an_answer_is_read_again_by_nobody() -> None:
+    """The next turn of a conversation shares the pages of the last one's answer too."""
+    batching = Batching(FastModel(tiny(), "int8", 20))
+    (first,) = batching.generate([[1, 2, 3]], Sampling(max_new_tokens=40), [], [0])
+    batching.generate([[1, 2, 3, *first.ids, 5]], Sampling(max_new_tokens=2), [], [0])
+    assert batching.counts.shared_tokens == 32  # of 43 that are held, whole pages
+
+
+@only_native
+@pytest.mark.parametrize(("prompt", "said"), [([], "is empty"), ([1] * 200, "no room")])
+def test_impossible_prompts_are_refused(prompt: list[int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Batching(FastModel(tiny(), "int8", 20)).submit(prompt, Sampling(), [], 0)
