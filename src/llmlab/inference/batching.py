@@ -8,9 +8,10 @@ text again (Yu et al. 2022, Orca; Agrawal et al. 2023, chunked prefill, arXiv 23
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,18 @@ from llmlab.inference.sampling import Sampling, choose, process
 
 # Tokens of one step. More make prompts no faster and let those who are answering wait longer.
 STEP_TOKENS, STEP_ROWS = 256, 64
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch's other threads go on spinning after they helped, on the cores that the next step wants (91 against 281
+    tokens a second where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -105,7 +118,8 @@ class Batching:
         self.counts.rows += len(plan)
         for text, count in plan:
             self._remember(text, count)
-        return [self._draw(text, logits_RV[slot : slot + 1]) for slot, text in enumerate(asked)]
+        with _one_thread():
+            return [self._draw(text, logits_RV[slot : slot + 1]) for slot, text in enumerate(asked)]
 
     # ------------------------------------------------------------ who is next
 

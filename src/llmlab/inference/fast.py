@@ -128,7 +128,7 @@ class FastModel:
         heads, key_heads, width = a.keyed.heads, a.keyed.key_heads, a.attention.width(a.dim)
         prepared = model.position.prepare(Places.causal(1, a.context), Places.causal(1, a.context))
         cosine, sine = (self._floats(part[0, 0, :, 0, : width // 2]) for part in (prepared.cos, prepared.sin))
-        shape = a.layers, pages, key_heads * width * PAGE
+        shape = pages, a.layers, key_heads * width * PAGE
         # numpy asks for memory that the system fills with zeros page by page, torch writes them all at once
         self._keys, self._values = (np.zeros(shape, dtype=np.uint16) for _ in range(2))
         attention, feedforward, final = blocks[0].attention, blocks[0].feedforward, model.final_norm

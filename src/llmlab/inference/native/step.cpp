@@ -137,9 +137,10 @@ void integer_tiles(const Matrix& w, int tile, const Inputs& in, int row, float* 
     for (int t = 0; t < TILES; ++t) {
       const uint8_t* at = w.data + (size_t(tile + t) * groups + g) * bytes;
       __m512i u[8];
+      if (ROWS < 4)
+        for (size_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)at + 2048 + line, _MM_HINT_T0);
       const uint8_t* scales = at + bytes - 64;
       if (w.kind == INT4) {
-        _mm_prefetch((const char*)at + 4096, _MM_HINT_T0);
         for (int j = 0; j < 4; ++j) {
           const __m512i both = _mm512_loadu_si512(at + 64 * j);
           u[j] = _mm512_and_si512(both, low);
@@ -211,23 +212,21 @@ inline void tiles(const Matrix& w, int tile, const Inputs& in, int row, float* y
   else integer_tiles<ROWS, TILES>(w, tile, in, row, y, stride, add);
 }
 
-// Outputs [M, N] of this thread's share of tiles; `add` adds them to what is there.
+// Outputs [M, N] of this thread's share of tiles; `add` adds them to what is there. Many rows go in blocks, so that a
+// block's inputs and outputs stay near while the weights pass by.
 void product(const Matrix& w, const Inputs& in, int M, float* y, int stride, bool add, int thread, int threads) {
   const int count = w.outputs / TILE;
   const int first = int(int64_t(count) * thread / threads), last = int(int64_t(count) * (thread + 1) / threads);
-  int tile = first;
-  if (M < 4) {
-    for (; tile + 4 <= last; tile += 4)
-      for (int row = 0; row < M; ++row) tiles<1, 4>(w, tile, in, row, y, stride, add);
-    for (; tile < last; ++tile)
-      for (int row = 0; row < M; ++row) tiles<1, 1>(w, tile, in, row, y, stride, add);
-    return;
-  }
-  for (; tile < last; ++tile) {
-    int row = 0;
-    for (; row + 8 <= M; row += 8) tiles<8, 1>(w, tile, in, row, y, stride, add);
-    for (; row + 4 <= M; row += 4) tiles<4, 1>(w, tile, in, row, y, stride, add);
-    for (; row < M; ++row) tiles<1, 1>(w, tile, in, row, y, stride, add);
+  for (int block = 0; block < M; block += 64) {
+    const int end = std::min(M, block + 64);
+    for (int tile = first; tile < last; ++tile) {
+      int row = block;
+      for (; row + 8 <= end; row += 8) tiles<8, 1>(w, tile, in, row, y, stride, add);
+      for (; row + 4 <= end; row += 4) tiles<4, 1>(w, tile, in, row, y, stride, add);
+      if (end - row == 3) tiles<3, 1>(w, tile, in, row, y, stride, add);
+      if (end - row == 2) tiles<2, 1>(w, tile, in, row, y, stride, add);
+      if (end - row == 1) tiles<1, 1>(w, tile, in, row, y, stride, add);
+    }
   }
 }
 
@@ -364,7 +363,7 @@ struct Model {
   const float* final_norm;
   const Layer* layer;
   Matrix embedding, head;
-  uint16_t *keys, *values;  // [layers][pages][G][E/2][16][2], [layers][pages][G][8][E][2]
+  uint16_t *keys, *values;  // [pages][layers][G][E/2][16][2], [pages][layers][G][8][E][2]
 };
 
 struct Engine {
@@ -437,13 +436,13 @@ void llmlab_step(void* engine, int M, const int32_t* ids, const int32_t* places,
   fit(e.x, size_t(M) * D), fit(e.normed, size_t(std::max(M, T)) * D), fit(e.qkv, size_t(M) * Q);
   fit(e.mixed, size_t(M) * H * E), fit(e.gate, size_t(M) * 2 * W), fit(e.scores, room * 4 * T), fit(e.weights, room * 4 * T);
   fit(e.in, size_t(M) * std::max({D, H * E, W}));
-  const size_t page = size_t(G) * E * PAGE, layer_size = size_t(m.pages) * page;
+  const size_t share_of_layer = size_t(G) * E * PAGE, page = share_of_layer * m.layers;
   e.team.run([&](int thread) {
     Team& team = e.team;
     for (int i = thread; i < M; i += T) embed(m.embedding, ids[i], e.x.data() + size_t(i) * D);
     for (int n = 0; n < m.layers; ++n) {
       const Layer& l = e.layers[n];
-      uint16_t *keys = m.keys + n * layer_size, *values = m.values + n * layer_size;
+      uint16_t *keys = m.keys + n * share_of_layer, *values = m.values + n * share_of_layer;
       for (int i = thread; i < M; i += T) {
         float* normed = e.normed.data() + size_t(i) * D;
         rms_norm(e.x.data() + size_t(i) * D, l.attention_norm, m.eps, D, normed);
