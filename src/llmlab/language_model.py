@@ -75,13 +75,13 @@ def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
     if reason is None:
         fast = quickened(bundle.model, kind)
         return LanguageModel(bundle, Batching(fast), f"{fast.kind} weights, native step")
+    if kind == "auto":
+        kind = "fp32" if runtime.autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
     model = _converted(bundle.model, kind)
     return LanguageModel(replace(bundle, model=model), why=f"{kind} weights, plain path: {reason}")
 
 
 def _converted(model: Transformer, kind: str) -> Transformer:
-    if kind == "auto":
-        kind = "fp32" if runtime.autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
     if kind == "bf16":
         return model.to(torch.bfloat16)
     if kind in ("int8", "int4"):

@@ -98,14 +98,19 @@ def versions() -> dict[str, str]:
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "f16c")
 
 
-def cpu_flags() -> list[str]:
-    """Those of CPU_FLAGS that this machine has; empty where the system does not tell."""
+def instruction_sets() -> frozenset[str]:
+    """All that this CPU has, by Linux's names; empty where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return [flag for flag in CPU_FLAGS if flag in flags]
+        return frozenset()
+    return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def cpu_flags() -> list[str]:
+    """Those of CPU_FLAGS that this machine has."""
+    has = instruction_sets()
+    return [flag for flag in CPU_FLAGS if flag in has]
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ text again (Yu et al. 2022, Orca; Agrawal et al. 2023, chunked prefill, arXiv 23
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Collection, Generator, Iterator, Sequence
+from bisect import insort
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,24 +22,13 @@ from llmlab.inference.engine import Completion, FinishReason, Row, Token, rows_o
 from llmlab.inference.fast import FastModel
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, process
+from llmlab.runtime import threads
 
 # Tokens of one step. More make prompts no faster and let those who are answering wait longer.
 STEP_TOKENS, STEP_ROWS = 256, 64
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch's other threads go on spinning after they helped, on the cores that the next step wants (91 against 281
-    tokens a second where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@dataclass
+@dataclass(eq=False)
 class _Text:
     """One request on its way: its text so far, and how much of it lies in pages."""
 
@@ -48,6 +37,7 @@ class _Text:
     sampling: Sampling
     stops: frozenset[int]
     row: Row
+    seen_1V: Tensor | None  # which ids stand in it, where a penalty asks
     read: int = 0
     pages: list[int] = field(default_factory=list)
 
@@ -82,7 +72,11 @@ class Batching:
         """A number by which the request's tokens are known. Errors: InputError for an empty or too long prompt."""
         room = min(self.model.architecture.context, self.model.pages * PAGE)
         (row,) = rows_of([prompt], sampling, [seed], None, room)
-        text = _Text(next(self._numbers), list(prompt), sampling, frozenset(stop_ids), row)
+        seen_1V = None
+        if sampling.repetition_penalty != 1:
+            seen_1V = torch.zeros(1, self.model.vocab_size, dtype=torch.bool)
+            seen_1V[0, list(prompt)] = True
+        text = _Text(next(self._numbers), list(prompt), sampling, frozenset(stop_ids), row, seen_1V)
         self._waiting.append(text)
         return text.number
 
@@ -107,18 +101,23 @@ class Batching:
         for text, count in plan:
             ids += text.ids[text.read : text.read + count]
             places += range(text.read, text.read + count)
-            tables += [text.pages + [0] * (longest - len(text.pages))] * count
+            tables.append(text.pages + [0] * (longest - len(text.pages)))
             if text.read + count == len(text.ids):
                 ask.append(len(ids) - 1)
                 asked.append(text)
         if not ids:
             return []
-        logits_RV = self.model.step(ids, places, torch.tensor(tables, dtype=torch.int32), ask)
+        counts = torch.tensor([count for _, count in plan])
+        logits_RV = self.model.step(
+            ids, places, torch.tensor(tables, dtype=torch.int32).repeat_interleave(counts, 0), ask
+        )
         self.counts.steps += 1
         self.counts.rows += len(plan)
         for text, count in plan:
             self._remember(text, count)
-        with _one_thread():
+        # torch's other threads would go on spinning on the cores that the next step wants (91 against 281 tokens a second
+        # where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT).
+        with threads(1):
             return [self._draw(text, logits_RV[slot : slot + 1]) for slot, text in enumerate(asked)]
 
     # ------------------------------------------------------------ who is next
@@ -126,8 +125,7 @@ class Batching:
     def _plan(self) -> list[tuple[_Text, int]]:
         """Who reads how many tokens now: those who are answering first, then prompts, as far as the step goes."""
         left, plan = self.step_tokens, list[tuple[_Text, int]]()
-        answering = [text for text in self._running if text.read == len(text.ids) - 1]
-        for text in [*answering, *(text for text in self._running if text not in answering)]:
+        for text in sorted(self._running, key=lambda one: one.read < len(one.ids) - 1):
             count = min(left, len(text.ids) - text.read)
             if count and text in self._running and self._has_room(text, count, plan):
                 plan.append((text, count))
@@ -152,8 +150,7 @@ class Batching:
             youngest = max(self._running, key=lambda one: one.number)
             self._running.remove(youngest)
             self._release(youngest)
-            self._waiting.insert(0, youngest)
-            self._waiting.sort(key=lambda one: one.number)
+            insort(self._waiting, youngest, key=lambda one: one.number)
             plan[:] = [entry for entry in plan if entry[0] is not youngest]
             self.counts.preempted += 1
             if youngest is text:
@@ -183,20 +180,19 @@ class Batching:
 
     def _draw(self, text: _Text, logits_1V: Tensor) -> Token:
         row, sampling = text.row, text.sampling
-        seen_1V = banned_1V = None
-        if sampling.repetition_penalty != 1:
-            seen_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
-            seen_1V[0, text.ids] = True
+        banned_1V = None
         if row.length < row.minimum and text.stops:
             banned_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
             banned_1V[0, sorted(text.stops)] = True
-        drawn = choose(process(logits_1V, sampling, seen_1V, banned_1V), sampling.greedy, [row.key], [row.length])
+        drawn = choose(process(logits_1V, sampling, text.seen_1V, banned_1V), sampling.greedy, [row.key], [row.length])
         id, logprob = int(drawn.ids_B), float(drawn.logprobs_B)
         if math.isnan(logprob):
             self._finish(text)
             raise LlmlabError("the model's output is not a number: its weights or its activations overflowed")
         row.length += 1
         text.ids.append(id)
+        if text.seen_1V is not None:
+            text.seen_1V[0, id] = True
         reason: FinishReason | None = "stop" if id in text.stops else "length" if row.length >= row.limit else None
         if reason is not None:
             self._finish(text)

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.inference import native
-from llmlab.inference.packing import KINDS, Kind, fits, pack, unpacked
+from llmlab.inference.packing import GROUP, KINDS, TILE, Kind, fits, pack, unpacked
 from llmlab.inference.pages import PAGE
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block, Pre
 from llmlab.model.feedforward import GatedFeedForward, SwiGLU
 from llmlab.model.heads import PlainHead
+from llmlab.model.linear import Linear
 from llmlab.model.masks import Causal
+from llmlab.model.mixers import SoftmaxAttention
 from llmlab.model.norms import RMSNorm, RootMeanSquare
 from llmlab.model.places import Places
+from llmlab.model.quantized import QuantizedLinear
 from llmlab.model.rotary import NoScaling, Rope
 from llmlab.model.transformer import Transformer
 
@@ -30,7 +33,7 @@ class _Matrix(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "kind", "unused")),
+        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "kind")),
     ]
 
 
@@ -58,69 +61,71 @@ class _Model(ctypes.Structure):
 
 def unfit(model: Transformer) -> str | None:
     """Why the native step cannot run this model, in a few words; None where it can."""
-    a = model.architecture
-    attention = a.attention
+    a, attention, rope = model.architecture, model.architecture.attention, model.architecture.position
+    if not isinstance(attention, SoftmaxAttention):
+        return "its attention has no keys"
+    if not isinstance(rope, Rope):
+        return "its positions are no rope"
     wanted = [
         (isinstance(a.wiring, Pre), "its norms do not stand before the parts"),
         (isinstance(a.norm, RMSNorm) and a.norm.partial == 1 and not a.norm.offset, "its norm is no plain RMSNorm"),
-        (
-            isinstance(a.position, Rope) and a.position.fraction == a.position.axes == 1,
-            "its positions are no rope",
-        ),
+        (rope.fraction == rope.axes == 1 and isinstance(rope.scaling, NoScaling), "its rope is partial or scaled"),
         (isinstance(a.mask, Causal), "its mask is not causal"),
-        (attention.kind in ("mha", "gqa", "mqa"), "its attention has no keys"),
-        (not getattr(attention, "window", None) and not getattr(attention, "norm", False), "a window or QK-norm"),
+        (attention.window is None and not attention.norm, "its attention has a window or QK-norm"),
         (isinstance(a.feedforward, SwiGLU) and a.feedforward.beta == 1 and not a.feedforward.learnt, "no SwiGLU"),
-        (not a.feedforward.bias and not getattr(attention, "biased_output", False), "its outputs have biases"),
+        (not a.feedforward.bias and not attention.biased_output, "its outputs have biases"),
         (isinstance(a.head, PlainHead) and a.head.scale == 1 and not a.head.bias, "its head is no plain matrix"),
-        (
-            a.embedding.scale == 1 and not a.embedding.norm and not a.embedding.dim,
-            "its embedding is no plain table",
-        ),
+        (a.embedding.scale == 1 and not a.embedding.norm and not a.embedding.dim, "its embedding is no plain table"),
         (not a.embedding.segments and a.local is None and not a.shared and a.streams == 1, "its layers differ"),
         (not a.encoder_layers, "it has an encoder"),
+        (attention.width(a.dim) % GROUP == 0, f"its heads are no multiple of {GROUP} wide"),
+        (model.vocab_size % TILE == 0, f"its vocabulary is no multiple of {TILE}"),
     ]
     for fine, reason in wanted:
         if not fine:
             return reason
-    if not isinstance(a.position, Rope) or not isinstance(a.position.scaling, NoScaling):
-        return "its rope is scaled"
-    if attention.width(a.dim) % 32 or a.dim % 32:
-        return "a head or the width is no multiple of 32"
-    for name, module in model.named_modules():
+    for name, module in [*model.blocks.named_modules(), ("head", model.head)]:
         if isinstance(module, nn.Linear) and not fits(*module.weight.shape):
-            return f"{name} is no whole tiles of 16 x 32"
-    return None if model.vocab_size % 16 == 0 else "its vocabulary is no multiple of 16"
+            return f"{name} is no whole tiles of {TILE} x {GROUP}"
+        if isinstance(module, (nn.Linear, QuantizedLinear)) and type(module) is not Linear:
+            return f"{name} is a {type(module).__name__}"
+    return None
+
+
+class _Loses(Exception):
+    """Packing would change a weight."""
 
 
 def quickened(model: Transformer, weights: str) -> FastModel:
-    """The model in packed weights, `auto` being int4 where that loses nothing and else bf16. The model itself is given
-    the weights as packed, so that the plain path says exactly what the native step approaches."""
-    kind: Kind
-    match weights:
-        case "int4" | "int8" | "bf16":
-            kind = weights
-        case _:
-            sample = dict(model.named_parameters())["blocks.0.attention.output.weight"].detach()
-            kind = "int4" if torch.equal(unpacked(pack(sample, "int4")), sample) else "bf16"
-    return FastModel(model, kind, 2 * -(-model.architecture.context // PAGE), torch.get_num_threads())
+    """The model in packed weights of a kind, or `auto`: int4 where that changes no matrix of a block, and else bf16. The model
+    itself is given the weights as packed, so that the plain path says exactly what the native step approaches."""
+    pages, cores = 2 * -(-model.architecture.context // PAGE), torch.get_num_threads()
+    for kind in KINDS:
+        if kind == weights:
+            return FastModel(model, kind, pages, cores)
+    try:
+        return FastModel(model, "int4", pages, cores, exact=True)
+    except _Loses:
+        return FastModel(model, "bf16", pages, cores)
 
 
 class FastModel:
     """A llama-like model in packed weights. `pages` bounds the tokens held at once, of all sequences, to 16 a page;
     their memory is taken when it is first written. `model` is given the weights as packed.
 
-    Errors: ValueError for a model that is `unfit`.
+    Errors: ValueError for a model that is `unfit`; InputError for weights that are not finite or beyond the scales.
     """
 
-    def __init__(self, model: Transformer, kind: Kind, pages: int, threads: int = 1) -> None:
+    def __init__(self, model: Transformer, kind: Kind, pages: int, threads: int = 1, exact: bool = False) -> None:
         if (reason := unfit(model)) is not None:
             raise ValueError(reason)
         a = model.architecture
         self.architecture, self.vocab_size, self.kind, self.pages = a, model.vocab_size, kind, pages
         self._kept: list[Tensor] = []
+        self._exact = exact
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         layers = (_Layer * len(blocks))(*(self._layer(block, kind) for block in blocks))
+        self._exact = False
         # Four bits are too few for the table of the vocabulary, whose rows differ in size; llama.cpp's files agree.
         table: Kind = "bf16" if kind == "bf16" else "int8"
         embedding = self._packed([model.embedding], table)
@@ -170,11 +175,13 @@ class FastModel:
         """One matrix of several that read the same inputs; each part is left with the weights as packed."""
         packed = pack(torch.cat([part.weight.detach() for part in parts]), kind)
         self._kept.append(packed.data)
-        rows = [len(part.weight) for part in parts]
-        for part, weight in zip(parts, torch.split(unpacked(packed), rows), strict=True):
-            part.weight.data = weight.contiguous()
+        pieces = torch.split(unpacked(packed), [len(part.weight) for part in parts])
+        if self._exact and not all(torch.equal(p.weight, piece) for p, piece in zip(parts, pieces, strict=True)):
+            raise _Loses
+        for part, piece in zip(parts, pieces, strict=True):
+            part.weight.data = piece.contiguous()
         at = None if bias is None else self._floats(bias)
-        return _Matrix(packed.data.data_ptr(), at, packed.outputs, packed.inputs, KINDS.index(kind), 0)
+        return _Matrix(packed.data.data_ptr(), at, packed.outputs, packed.inputs, KINDS.index(kind))
 
     def _floats(self, values: Tensor) -> int:
         self._kept.append(values.detach().float().contiguous().clone())
@@ -188,6 +195,6 @@ class FastModel:
         tables = tables.to(torch.int32).contiguous()
         native.library().llmlab_step(
             self._engine, len(ids), *(ctypes.c_void_p(t.data_ptr()) for t in (*numbers[:2], tables)), tables.shape[1],
-            len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()), None,
+            len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()),
         )  # fmt: skip
         return logits

@@ -15,8 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmlab.model.quantized import checked
+
 TILE, GROUP = 16, 32
 Kind = Literal["int4", "int8", "bf16"]
+LARGEST = 65504 * 127 / 128  # the least value of int8 is 128 steps below 0, of which the weights use 127
 KINDS: tuple[Kind, ...] = ("int4", "int8", "bf16")
 
 
@@ -37,8 +40,12 @@ def fits(outputs: int, inputs: int) -> bool:
 
 def pack(weight_NK: Tensor, kind: Kind) -> Packed:
     """Quantise a float matrix and lay it out. int4 takes each group's least value and step, so weights that already
-    are 16 evenly spaced values a group come out as they were; int8 takes each group's largest magnitude."""
+    are 16 evenly spaced values a group come out as they were; int8 takes each group's largest magnitude.
+
+    Errors: InputError for a weight that is not finite, or beyond what scales in half precision hold.
+    """
     outputs, inputs = weight_NK.shape
+    weight_NK = checked(weight_NK, "weights", None if kind == "bf16" else LARGEST)
     if kind == "bf16":
         pairs = weight_NK.bfloat16().view(outputs // TILE, TILE, inputs // 2, 2)
         return Packed(kind, _bytes(pairs.transpose(1, 2)), outputs, inputs)

@@ -41,7 +41,7 @@ _STEPS8, _STEPS4 = 127, 15
 
 def quantize_rows(weight_NK: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
     """int8 codes [N, K] and float32 scales [N] of 16 significant bits. InputError for a weight that is not finite."""
-    wide = _checked(weight_NK, name).double()
+    wide = checked(weight_NK, name).double()
     ideal = wide.abs().amax(1) / _STEPS8
     near = ideal.float()
     above = torch.where(near.double() < ideal, torch.nextafter(near, torch.full_like(near, torch.inf)), near)
@@ -65,7 +65,7 @@ def quantize_groups(weight_NK: Tensor, group: int, name: str = "weight") -> tupl
         fit = [str(size) for size in GROUPS if columns % size == 0]
         hint = f"groups of {' or '.join(fit)} would fit" if fit else "quantise to int8, which takes any width"
         raise InputError(name, f"{columns} columns are no whole number of groups of {group}", hint)
-    wide = _checked(weight_NK, name, torch.finfo(torch.float16).max).double().view(rows, -1, group)
+    wide = checked(weight_NK, name, torch.finfo(torch.float16).max).double().view(rows, -1, group)
     lowest, highest = wide.amin(2), wide.amax(2)
     minimum = _half(lowest, up=False)
     # A step of at least two spacings of the stored minimum keeps the lowest weight on code 0, which makes quantising
@@ -94,12 +94,13 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
 
 
-def _checked(weight: Tensor, name: str, largest: float | None = None) -> Tensor:
+def checked(weight: Tensor, name: str, largest: float | None = None) -> Tensor:
+    """The weight without its history. InputError where it is not finite, or beyond `largest`."""
     weight = weight.detach()
     if not torch.isfinite(weight).all():
         raise InputError(name, "holds a weight that is not finite")
     if largest is not None and weight.numel() and float(weight.abs().max()) > largest:
-        raise InputError(name, f"holds a weight beyond {largest:g}, the largest that int4's scales can hold")
+        raise InputError(name, f"holds a weight beyond {largest:g}, the largest that half-precision scales can hold")
     return weight
 
 

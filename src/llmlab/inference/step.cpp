@@ -123,93 +123,82 @@ inline size_t group_bytes(int kind) { return kind == INT4 ? 320 : kind == INT8 ?
 struct Matrix {
   const uint8_t* data;
   const float* bias;  // may be null
-  int32_t outputs, inputs, kind, unused;
+  int32_t outputs, inputs, kind;
 };
 
-template <int ROWS, int TILES>
-void integer_tiles(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
+inline void store(const Matrix& w, int tile, __m512 sum, float* to, bool add) {
+  if (w.bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(w.bias + tile * TILE));
+  _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), sum) : sum);
+}
+
+template <int ROWS>
+void integer_tile(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
   const int groups = w.inputs / GROUP;
   const size_t bytes = group_bytes(w.kind);
-  __m512 sum[ROWS][TILES];
-  for (auto& r : sum) for (auto& s : r) s = _mm512_setzero_ps();
+  __m512 sum[ROWS];
+  for (auto& s : sum) s = _mm512_setzero_ps();
   const __m512i low = _mm512_set1_epi8(15);
   for (int g = 0; g < groups; ++g) {
-    for (int t = 0; t < TILES; ++t) {
-      const uint8_t* at = w.data + (size_t(tile + t) * groups + g) * bytes;
-      __m512i u[8];
-      if (ROWS < 4)
-        for (size_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)at + 2048 + line, _MM_HINT_T0);
-      const uint8_t* scales = at + bytes - 64;
-      if (w.kind == INT4) {
-        for (int j = 0; j < 4; ++j) {
-          const __m512i both = _mm512_loadu_si512(at + 64 * j);
-          u[j] = _mm512_and_si512(both, low);
-          u[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-        }
-      } else {
-        for (int j = 0; j < 8; ++j) u[j] = _mm512_loadu_si512(at + 64 * j);
+    const uint8_t* at = w.data + (size_t(tile) * groups + g) * bytes;
+    if (ROWS < 4)  // few rows wait for memory, and the weights come one after another
+      for (size_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)at + 2048 + line, _MM_HINT_T0);
+    __m512i u[8];
+    if (w.kind == INT4) {
+      for (int j = 0; j < 4; ++j) {
+        const __m512i both = _mm512_loadu_si512(at + 64 * j);
+        u[j] = _mm512_and_si512(both, low);
+        u[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       }
-      const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)scales));
-      const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(scales + 32)));
-      for (int r = 0; r < ROWS; ++r) {
-        const size_t where = size_t(row + r) * groups + g;
-        const int8_t* codes = in.codes.data() + where * GROUP;
-        __m512i i = _mm512_setzero_si512(), k = _mm512_setzero_si512();
-        for (int j = 0; j < 4; ++j) {
-          int32_t one, two;
-          std::memcpy(&one, codes + 4 * j, 4);
-          std::memcpy(&two, codes + 4 * (j + 4), 4);
-          i = _mm512_dpbusd_epi32(i, u[j], _mm512_set1_epi32(one));
-          k = _mm512_dpbusd_epi32(k, u[j + 4], _mm512_set1_epi32(two));
-        }
-        const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(i, k)), d);
-        sum[r][t] = _mm512_fmadd_ps(product, _mm512_set1_ps(in.scales[where]), sum[r][t]);
-        sum[r][t] = _mm512_fmadd_ps(m, _mm512_set1_ps(in.sums[where]), sum[r][t]);
+    } else {
+      for (int j = 0; j < 8; ++j) u[j] = _mm512_loadu_si512(at + 64 * j);
+    }
+    const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(at + bytes - 64)));
+    const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(at + bytes - 32)));
+    for (int r = 0; r < ROWS; ++r) {
+      const size_t where = size_t(row + r) * groups + g;
+      const int8_t* codes = in.codes.data() + where * GROUP;
+      __m512i i = _mm512_setzero_si512(), k = _mm512_setzero_si512();
+      for (int j = 0; j < 4; ++j) {
+        int32_t one, two;
+        std::memcpy(&one, codes + 4 * j, 4);
+        std::memcpy(&two, codes + 4 * (j + 4), 4);
+        i = _mm512_dpbusd_epi32(i, u[j], _mm512_set1_epi32(one));
+        k = _mm512_dpbusd_epi32(k, u[j + 4], _mm512_set1_epi32(two));
       }
+      const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(i, k)), d);
+      sum[r] = _mm512_fmadd_ps(product, _mm512_set1_ps(in.scales[where]), sum[r]);
+      sum[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(in.sums[where]), sum[r]);
     }
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int t = 0; t < TILES; ++t) {
-      float* to = y + size_t(row + r) * stride + (tile + t) * TILE;
-      __m512 s = sum[r][t];
-      if (w.bias) s = _mm512_add_ps(s, _mm512_loadu_ps(w.bias + (tile + t) * TILE));
-      _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), s) : s);
-    }
+  for (int r = 0; r < ROWS; ++r) store(w, tile, sum[r], y + size_t(row + r) * stride + tile * TILE, add);
 }
 
-template <int ROWS, int TILES>
-void half_tiles(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
+template <int ROWS>
+void half_tile(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
   const int groups = w.inputs / GROUP;
-  __m512 even[ROWS][TILES], odd[ROWS][TILES];
-  for (int r = 0; r < ROWS; ++r)
-    for (int t = 0; t < TILES; ++t) even[r][t] = odd[r][t] = _mm512_setzero_ps();
+  __m512 even[ROWS], odd[ROWS];
+  for (int r = 0; r < ROWS; ++r) even[r] = odd[r] = _mm512_setzero_ps();
   for (int g = 0; g < groups; ++g)
-    for (int j = 0; j < 16; j += 2)
-      for (int t = 0; t < TILES; ++t) {
-        const uint8_t* at = w.data + (size_t(tile + t) * groups + g) * 1024 + 64 * j;
-        const __m512bh a = (__m512bh)_mm512_loadu_si512(at), b = (__m512bh)_mm512_loadu_si512(at + 64);
-        for (int r = 0; r < ROWS; ++r) {
-          const uint16_t* x = in.halves.data() + size_t(row + r) * w.inputs + g * GROUP + 2 * j;
-          int32_t one, two;
-          std::memcpy(&one, x, 4);
-          std::memcpy(&two, x + 2, 4);
-          even[r][t] = _mm512_dpbf16_ps(even[r][t], a, (__m512bh)_mm512_set1_epi32(one));
-          odd[r][t] = _mm512_dpbf16_ps(odd[r][t], b, (__m512bh)_mm512_set1_epi32(two));
-        }
+    for (int j = 0; j < 16; j += 2) {
+      const uint8_t* at = w.data + (size_t(tile) * groups + g) * group_bytes(BF16) + 64 * j;
+      const __m512bh a = (__m512bh)_mm512_loadu_si512(at), b = (__m512bh)_mm512_loadu_si512(at + 64);
+      for (int r = 0; r < ROWS; ++r) {
+        const uint16_t* x = in.halves.data() + size_t(row + r) * w.inputs + g * GROUP + 2 * j;
+        int32_t one, two;
+        std::memcpy(&one, x, 4);
+        std::memcpy(&two, x + 2, 4);
+        even[r] = _mm512_dpbf16_ps(even[r], a, (__m512bh)_mm512_set1_epi32(one));
+        odd[r] = _mm512_dpbf16_ps(odd[r], b, (__m512bh)_mm512_set1_epi32(two));
       }
-  for (int r = 0; r < ROWS; ++r)
-    for (int t = 0; t < TILES; ++t) {
-      float* to = y + size_t(row + r) * stride + (tile + t) * TILE;
-      __m512 s = _mm512_add_ps(even[r][t], odd[r][t]);
-      if (w.bias) s = _mm512_add_ps(s, _mm512_loadu_ps(w.bias + (tile + t) * TILE));
-      _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), s) : s);
     }
+  for (int r = 0; r < ROWS; ++r)
+    store(w, tile, _mm512_add_ps(even[r], odd[r]), y + size_t(row + r) * stride + tile * TILE, add);
 }
 
-template <int ROWS, int TILES>
-inline void tiles(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
-  if (w.kind == BF16) half_tiles<ROWS, TILES>(w, tile, in, row, y, stride, add);
-  else integer_tiles<ROWS, TILES>(w, tile, in, row, y, stride, add);
+template <int ROWS>
+inline void one_tile(const Matrix& w, int tile, const Inputs& in, int row, float* y, int stride, bool add) {
+  if (w.kind == BF16) half_tile<ROWS>(w, tile, in, row, y, stride, add);
+  else integer_tile<ROWS>(w, tile, in, row, y, stride, add);
 }
 
 // Outputs [M, N] of this thread's share of tiles; `add` adds them to what is there. Many rows go in blocks, so that a
@@ -221,11 +210,11 @@ void product(const Matrix& w, const Inputs& in, int M, float* y, int stride, boo
     const int end = std::min(M, block + 64);
     for (int tile = first; tile < last; ++tile) {
       int row = block;
-      for (; row + 8 <= end; row += 8) tiles<8, 1>(w, tile, in, row, y, stride, add);
-      for (; row + 4 <= end; row += 4) tiles<4, 1>(w, tile, in, row, y, stride, add);
-      if (end - row == 3) tiles<3, 1>(w, tile, in, row, y, stride, add);
-      if (end - row == 2) tiles<2, 1>(w, tile, in, row, y, stride, add);
-      if (end - row == 1) tiles<1, 1>(w, tile, in, row, y, stride, add);
+      for (; row + 8 <= end; row += 8) one_tile<8>(w, tile, in, row, y, stride, add);
+      for (; row + 4 <= end; row += 4) one_tile<4>(w, tile, in, row, y, stride, add);
+      if (end - row == 3) one_tile<3>(w, tile, in, row, y, stride, add);
+      if (end - row == 2) one_tile<2>(w, tile, in, row, y, stride, add);
+      if (end - row == 1) one_tile<1>(w, tile, in, row, y, stride, add);
     }
   }
 }
@@ -361,20 +350,18 @@ struct Model {
   float eps, scale;
   const float *cosine, *sine;  // [positions, E/2]
   const float* final_norm;
-  const Layer* layer;
+  const Layer* layer;  // the caller's, who keeps them
   Matrix embedding, head;
   uint16_t *keys, *values;  // [pages][layers][G][E/2][16][2], [pages][layers][G][8][E][2]
 };
 
 struct Engine {
   Model m;
-  std::vector<Layer> layers;
   Team team;
   Inputs in;
   std::vector<float> x, normed, qkv, mixed, gate, scores;
   std::vector<uint16_t> weights;
-  Engine(const Model& model, int threads)
-      : m(model), layers(model.layer, model.layer + model.layers), team(threads) {}
+  Engine(const Model& model, int threads) : m(model), team(threads) {}
 };
 
 void embed(const Matrix& w, int id, float* x) {
@@ -423,9 +410,9 @@ void llmlab_close(void* engine) { delete static_cast<Engine*>(engine); }
 
 // Row i is token ids[i] at places[i] of the sequence whose pages are tables[i * table_width ..]; its keys and values are
 // written there. A row sees what its sequence holds at smaller places, rows of this call included.
-// logits [asked, vocabulary] for the rows in `ask`; hidden states after the final norm [asked, dim] if `hidden` is not null.
+// logits [asked, vocabulary] are those of the rows in `ask`.
 void llmlab_step(void* engine, int M, const int32_t* ids, const int32_t* places, const int32_t* tables, int table_width,
-                 int asked, const int32_t* ask, float* logits, float* hidden) {
+                 int asked, const int32_t* ask, float* logits) {
   Engine& e = *static_cast<Engine*>(engine);
   const Model& m = e.m;
   const int D = m.dim, H = m.heads, G = m.key_heads, E = m.head_dim, W = m.width, share = H / G, T = e.team.size();
@@ -433,15 +420,16 @@ void llmlab_step(void* engine, int M, const int32_t* ids, const int32_t* places,
   int furthest = 0;
   for (int i = 0; i < M; ++i) furthest = std::max(furthest, places[i] + 1);
   const size_t room = size_t(furthest + 31) / 32 * 32;
-  fit(e.x, size_t(M) * D), fit(e.normed, size_t(std::max(M, T)) * D), fit(e.qkv, size_t(M) * Q);
+  fit(e.x, size_t(M) * D), fit(e.normed, size_t(M) * D), fit(e.qkv, size_t(M) * Q);
   fit(e.mixed, size_t(M) * H * E), fit(e.gate, size_t(M) * 2 * W), fit(e.scores, room * 4 * T), fit(e.weights, room * 4 * T);
   fit(e.in, size_t(M) * std::max({D, H * E, W}));
   const size_t share_of_layer = size_t(G) * E * PAGE, page = share_of_layer * m.layers;
   e.team.run([&](int thread) {
     Team& team = e.team;
+    std::vector<uint16_t> halves(4 * E);
     for (int i = thread; i < M; i += T) embed(m.embedding, ids[i], e.x.data() + size_t(i) * D);
     for (int n = 0; n < m.layers; ++n) {
-      const Layer& l = e.layers[n];
+      const Layer& l = m.layer[n];
       uint16_t *keys = m.keys + n * share_of_layer, *values = m.values + n * share_of_layer;
       for (int i = thread; i < M; i += T) {
         float* normed = e.normed.data() + size_t(i) * D;
@@ -464,7 +452,6 @@ void llmlab_step(void* engine, int M, const int32_t* ids, const int32_t* places,
         }
       }
       team.barrier();
-      std::vector<uint16_t> halves(4 * E);
       for (int j = thread; j < M * G; j += T) {
         const int i = j / G, g = j % G;
         Attending a{share, E, places[i] + 1, m.scale, tables + size_t(i) * table_width, keys + size_t(g) * E * PAGE,
@@ -514,12 +501,12 @@ void llmlab_step(void* engine, int M, const int32_t* ids, const int32_t* places,
       team.barrier();
     }
     for (int i = thread; i < asked; i += T) {
-      float* normed = hidden ? hidden + size_t(i) * D : e.normed.data() + size_t(thread) * D;
+      float* normed = e.normed.data() + size_t(i) * D;
       rms_norm(e.x.data() + size_t(ask[i]) * D, m.final_norm, m.eps, D, normed);
       take_row(normed, D, e.in, i, m.head.kind != BF16);
     }
     team.barrier();
-    if (logits) product(m.head, e.in, asked, logits, m.vocabulary, false, thread, T);
+    product(m.head, e.in, asked, logits, m.vocabulary, false, thread, T);
   });
 }
 }

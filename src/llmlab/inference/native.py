@@ -14,41 +14,45 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from llmlab.runtime import cache_folder
+from llmlab.runtime import cache_folder, instruction_sets
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "f16c"})
 SOURCE = Path(__file__).with_name("step.cpp")
 
 
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets of this CPU as Linux names them; empty where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+def missing() -> str | None:
+    """What this machine lacks for the native step, in a few words; None where it has all."""
+    if lacking := sorted(NEEDED - instruction_sets()):
+        return f"this CPU has no {', '.join(lacking)}"
+    return None if _compiler() else "this machine has no C++ compiler"
 
 
 @cache
 def available() -> str | None:
     """None where the native step can be used, else the reason in a few words."""
-    if missing := sorted(NEEDED - cpu_flags()):
-        return f"this CPU has no {', '.join(missing)}"
+    if (reason := missing()) is not None:
+        return reason
     try:
         library()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"the native step did not compile: {error}"
+    except subprocess.CalledProcessError as error:
+        return f"the native step did not compile: {error.stderr.decode(errors='replace').strip()[:200]}"
+    except OSError as error:
+        return f"the native step could not be loaded: {error}"
     return None
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
 @cache
 def library() -> ctypes.CDLL:
     """The compiled step. Raises OSError or CalledProcessError where it cannot be made."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    identity = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, sorted(cpu_flags()))).encode()).hexdigest()[:16]
+    identity = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, sorted(instruction_sets()))).encode()).hexdigest()[:16]
     path = cache_folder() / "native" / f"step-{identity}.so"
     if not path.exists():
+        compiler = _compiler()
         if compiler is None:
             raise OSError("no C++ compiler was found")
         path.parent.mkdir(parents=True, exist_ok=True)
