@@ -115,8 +115,8 @@ class Batching:
         self.counts.rows += len(plan)
         for text, count in plan:
             self._remember(text, count)
-        # torch's other threads would go on spinning on the cores that the next step wants (91 against 281 tokens a second
-        # where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT).
+        # torch's other threads would go on spinning on the cores that the next step wants: 91 against 281 tokens a
+        # second where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT.
         with threads(1):
             return [self._draw(text, logits_RV[slot : slot + 1]) for slot, text in enumerate(asked)]
 

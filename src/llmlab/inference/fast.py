@@ -97,8 +97,8 @@ class _Loses(Exception):
 
 
 def quickened(model: Transformer, weights: str) -> FastModel:
-    """The model in packed weights of a kind, or `auto`: int4 where that changes no matrix of a block, and else bf16. The model
-    itself is given the weights as packed, so that the plain path says exactly what the native step approaches."""
+    """The model in packed weights of a kind, or `auto`: int4 where that changes no matrix of a block, and else bf16.
+    The model itself is given the weights as packed, so that the plain path says what the native step approaches."""
     pages, cores = 2 * -(-model.architecture.context // PAGE), torch.get_num_threads()
     for kind in KINDS:
         if kind == weights:
