@@ -22,6 +22,7 @@ from llmlab.checkpoints.convert import convert
 from llmlab.checkpoints.hf import save_hf
 from llmlab.checkpoints.pull import pull
 from llmlab.checkpoints.where import open_model
+from llmlab.inference.batching import Request
 from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel, load
 
@@ -36,7 +37,7 @@ def decode_ours(lm: LanguageModel, ids: list[int]) -> Callable[[], float]:
 
     def run() -> float:
         assert lm.batching is not None
-        stream = lm.batching.stream(ids, sampling, lm.stop_ids, 0)
+        stream = lm.batching.stream(Request(ids, sampling, lm.stop_ids))
         next(stream)
         began, count = time.perf_counter(), sum(1 for _ in stream)
         assert count == TOKENS - 1
@@ -50,7 +51,7 @@ def prefill_ours(lm: LanguageModel, ids: list[int]) -> Callable[[], float]:
         assert lm.batching is not None
         own = [next(UNSEEN), *ids[1:]]  # another first token: nothing of it is known yet
         began = time.perf_counter()
-        lm.batching.generate([own], Sampling(temperature=0, max_new_tokens=1), (), [0])
+        lm.batching.generate([Request(own, Sampling(temperature=0, max_new_tokens=1))])
         return len(own) / (time.perf_counter() - began)
 
     return run

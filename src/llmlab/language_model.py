@@ -22,7 +22,7 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import CONFIG
 from llmlab.errors import InputError, unknown
 from llmlab.inference import native
-from llmlab.inference.batching import Batching
+from llmlab.inference.batching import Batching, Request
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import FinishReason, require_continuing, stream
@@ -297,7 +297,7 @@ class Reply(Iterator[str]):
         text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space)
         began = time.perf_counter()
         if lm.batching is not None:
-            tokens = lm.batching.stream(self.prompt, sampling, lm.stop_ids, sampling.seed)
+            tokens = lm.batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed))
         else:
             tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
         for token in tokens:

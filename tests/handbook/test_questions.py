@@ -16,12 +16,23 @@ import torch
 from torch import Tensor
 
 import llmlab
+from llmlab.compression.int8_products import W8A8Linear, quantize_tokens
 from llmlab.errors import InputError
-from llmlab.handbook import ladder, q16_generation_parameters, q41_layernorm, q50_gelu, q51_swish, q53_geglu, q54_swiglu
+from llmlab.handbook import (
+    ladder,
+    q16_generation_parameters,
+    q41_layernorm,
+    q50_gelu,
+    q51_swish,
+    q53_geglu,
+    q54_swiglu,
+    roofline,
+)
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict, asked, built, load
 from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
+from llmlab.inference.cache import DenseCache
 from llmlab.model import rotary
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block
@@ -43,7 +54,7 @@ CHECKS = [
     for claim in question.decided((shipped(question.number) or {"figures": {}})["figures"])
     for check in claim.checks
 ]
-shown = Attention._shown
+shown, put = Attention._shown, DenseCache._put
 CHINESE = re.compile(r"[一-鿿]")
 
 # The specification's verdicts. A change here is a change of what the handbook is said to be worth.
@@ -54,6 +65,9 @@ VERDICTS = {
     4: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
+    12: Verdict.CORRECTED,
+    13: Verdict.NOT_REPRODUCED,
+    14: Verdict.NOT_REPRODUCED,
     16: Verdict.CORRECTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
@@ -85,6 +99,13 @@ VERDICTS = {
 UNEXPECTED = {
     (2, "instruction last"): "two layers: the gain's interval holds 0; four layers gain more, not less",
     (3, "sudden, trained"): "the smallest models know digits already: the start of the loss's fall is off the ladder",
+    (13, "weak arithmetic"): "PyTorch's fp32 products of one row read at a third of the bandwidth; narrow kinds pass",
+    (
+        14,
+        "int8 or fp16",
+    ): "PyTorch's bf16 product of one row is so slow that even LLM.int8() decodes in less time; not so "
+    "fp16's, which is what the question asks for",
+    (14, "width"): "the same slow product: bf16 reads faster than fp32, and decodes one text no faster",
     (35, "mended"): "YaRN against plain rotations at 4 times the trained length: the interval holds 0",
     (36, "rope, trained"): "YaRN without fine-tuning: the interval holds 0",
     (37, "what helps, trained"): "YaRN's interval holds 0, dynamic NTK's mean is on the other side",
@@ -357,10 +378,19 @@ def all_or_nothing(seed: int, size: float) -> Tensor:
     return drawn.expand(-1, ladder.LENGTHS[-1])
 
 
+def without_the_token_scale(self: W8A8Linear, x: Tensor) -> Tensor:
+    codes, scale = quantize_tokens(x)
+    return torch._int_mm(codes, self.codes.t()) * scale.mean() * self.scale
+
+
 def same_noise(key: int, position: int, vocabulary: int) -> Any:
     import numpy
 
     return numpy.ones(vocabulary, dtype=numpy.float32)
+
+
+def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new_BGTK: Tensor) -> Tensor:
+    return put(self, buffers, layer, new_BGTK.double()).to(new_BGTK.dtype)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +400,9 @@ def same_noise(key: int, position: int, vocabulary: int) -> Any:
         (3, ladder, "right", all_or_nothing, Verdict.NOT_REPRODUCED),
         (4, Attention, "_shown", counted_twice, Verdict.NOT_REPRODUCED),
         (8, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
+        (12, DenseCache, "_put", kept_in_double, Verdict.NOT_REPRODUCED),
+        (13, roofline, "matrix_weights", lambda a: a.layers * a.dim**2, Verdict.NOT_REPRODUCED),
+        (14, W8A8Linear, "product", without_the_token_scale, Verdict.NOT_REPRODUCED),
         (16, sampling, "noise", same_noise, Verdict.NOT_REPRODUCED),
         (31, SinusoidalEncoding, "embed", added_nothing, Verdict.NOT_REPRODUCED),
         (32, LearnedEncoding, "embed", wrapped_around, Verdict.NOT_REPRODUCED),

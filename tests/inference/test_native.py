@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmlab.errors import InputError
 from llmlab.inference import native
-from llmlab.inference.batching import Batching
+from llmlab.inference.batching import Batching, Request
 from llmlab.inference.engine import Completion
 from llmlab.inference.fast import FastModel, quickened, unfit
 from llmlab.inference.packing import KINDS, Kind, laid_out, pack, unpacked
@@ -107,7 +107,7 @@ def test_the_step_says_what_the_plain_path_says(shape: dict[str, Any], kind: Kin
     ids = torch.randint(0, VOCABULARY, (90,), generator=generator(0, "ids")).tolist()
     with torch.inference_mode():
         want = model(torch.tensor([ids]))[0]
-    got = fast.step(*rows(fast, ids), ask=range(90))
+    got = fast._rows(*rows(fast, ids), ask=range(90))
     # What is left is the rounding of activations: to 8 bits a group, or to bf16.
     assert (got - want).std() < 0.03 * want.std()
     assert (got - want).abs().max() < 0.2 * want.std()
@@ -119,7 +119,7 @@ def test_the_step_says_what_the_plain_path_says(shape: dict[str, Any], kind: Kin
 def test_a_token_has_the_same_bytes_however_its_text_is_cut_and_in_any_company(kind: Kind) -> None:
     fast, alone = FastModel(tiny(), kind, 60, threads=2), FastModel(tiny(), kind, 60, threads=1)
     ids = torch.randint(0, VOCABULARY, (77,), generator=generator(1, "ids")).tolist()
-    want = alone.step(*rows(alone, ids), ask=range(77))
+    want = alone._rows(*rows(alone, ids), ask=range(77))
     cut, done = random.Random(0), 0
     while done < 77:
         size = min(cut.choice([1, 2, 3, 4, 7, 8, 9, 25]), 77 - done)
@@ -129,7 +129,7 @@ def test_a_token_has_the_same_bytes_however_its_text_is_cut_and_in_any_company(k
         own = [torch.full((1, tables.shape[1]), 20 + i, dtype=torch.int32) for i in range(others)]
         spots = [cut.randrange(PAGE) for _ in range(others)]
         together = [*company, *ids[done : done + size]], [*spots, *places[done : done + size]]
-        got = fast.step(*together, torch.cat([*own, tables[:size]]), range(others, others + size))
+        got = fast._rows(*together, torch.cat([*own, tables[:size]]), range(others, others + size))
         assert torch.equal(got, want[done : done + size])
         done += size
 
@@ -139,7 +139,7 @@ def test_a_weight_that_is_no_number_does_not_pass_for_one() -> None:
     model = tiny()
     model.get_parameter("blocks.0.attention_norm.weight").data[3] = float("nan")
     fast = FastModel(model, "int8", 20)
-    assert not fast.step([1], [0], torch.zeros(1, 10), [0]).isfinite().any()
+    assert not fast._rows([1], [0], torch.zeros(1, 10), [0]).isfinite().any()
 
 
 @only_native
@@ -263,14 +263,14 @@ def test_batching_draws_what_the_step_says_of_the_whole_text(kind: Kind) -> None
     for seed, prompt in enumerate([[1, 2, 3], [4] * 40, [5, 6]]):
         ids, logprobs = list(prompt), []
         while len(ids) - len(prompt) < 12 and not (logprobs and ids[-1] in stops):
-            logits = fast.step(*rows(fast, ids), ask=[len(ids) - 1])
+            logits = fast._rows(*rows(fast, ids), ask=[len(ids) - 1])
             seen, banned = torch.zeros(2, 1, VOCABULARY, dtype=torch.bool)
             seen[0, ids] = True
             banned[0, stops] = len(ids) - len(prompt) < 3
             drawn = choose(process(logits, sampling, seen, banned), False, [key_of(seed)], [len(ids)])
             ids.append(int(drawn.ids_B))
             logprobs.append(float(drawn.logprobs_B))
-        (got,) = Batching(fast).generate([prompt], sampling, stops, [seed])
+        (got,) = Batching(fast).generate([Request(prompt, sampling, stops, seed)])
         assert got.ids == ids[len(prompt) :]
         assert got.logprobs == logprobs
 
@@ -303,7 +303,7 @@ def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Ki
     for prompt, sampling, seed in requests:
         # a pool of its own each time would be the same with less work: nothing known, nobody beside it
         alone._pages = Pages(400)
-        want += alone.generate([prompt], sampling, [11], [seed])
+        want += alone.generate([Request(prompt, sampling, [11], seed)])
 
     together = Batching(FastModel(tiny(initial_std=0.3), kind, 45, threads=2), step_tokens=48, step_rows=24)
     draw, numbers, got = random.Random(1), {}, dict[int, Completion]()
@@ -313,7 +313,7 @@ def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Ki
     known = {id(request): number for number, request in enumerate(requests)}
     for turn in count():
         for request in [waiting.pop() for _ in range(min(draw.randrange(4), len(waiting)))]:
-            number = together.submit(request[0], request[1], [11], request[2])
+            number = together.submit(Request(request[0], request[1], [11], request[2]))
             if id(request) in known:
                 numbers[number] = known[id(request)]
                 got[known[id(request)]] = Completion([], [], "length")
@@ -337,9 +337,27 @@ def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Ki
 
 
 @only_native
+def test_scores_are_the_models_own_however_the_prompt_is_cut() -> None:
+    """Of the prompt where it is echoed, and of the answer; penalties and temperature do not touch them."""
+    fast = FastModel(tiny(initial_std=0.3), "bf16", 40, threads=2)
+    prompt = torch.randint(0, VOCABULARY, (70,), generator=generator(2, "ids")).tolist()
+    request = Request(prompt, Sampling(max_new_tokens=3, temperature=0.5), [], 1, likeliest=4, echo=True)
+    batching = Batching(fast, step_tokens=32)
+    batching.generate([Request(prompt, Sampling(max_new_tokens=1))])  # whose pages must not hide the prompt
+    tokens = list(batching.stream(request))
+    ids = [*prompt, *(token.id for token in tokens)]
+    logprobs = fast._rows(*rows(fast, ids), ask=range(len(ids) - 1)).log_softmax(-1)
+    assert [len(token.prompt) for token in tokens] == [69, 0, 0]
+    for place, scored in enumerate([*tokens[0].prompt, *(token.scored for token in tokens)]):
+        assert scored is not None
+        assert scored.logprob == float(logprobs[place, ids[place + 1]])
+        assert [value for _, value in scored.likeliest] == logprobs[place].topk(4).values.tolist()
+
+
+@only_native
 def test_who_stops_listening_frees_the_place() -> None:
     batching = Batching(FastModel(tiny(), "int8", 20))
-    stream = batching.stream([1, 2, 3], Sampling(max_new_tokens=50), [], 0)
+    stream = batching.stream(Request([1, 2, 3], Sampling(max_new_tokens=50)))
     next(stream)
     stream.close()
     assert not batching.busy
@@ -351,13 +369,15 @@ def test_who_stops_listening_frees_the_place() -> None:
 def test_an_answer_is_read_again_by_nobody() -> None:
     """The next turn of a conversation shares the pages of the last one's answer too."""
     batching = Batching(FastModel(tiny(), "int8", 20))
-    (first,) = batching.generate([[1, 2, 3]], Sampling(max_new_tokens=40), [], [0])
-    batching.generate([[1, 2, 3, *first.ids, 5]], Sampling(max_new_tokens=2), [], [0])
+    (first,) = batching.generate([Request([1, 2, 3], Sampling(max_new_tokens=40))])
+    batching.generate([Request([1, 2, 3, *first.ids, 5], Sampling(max_new_tokens=2))])
     assert batching.counts.shared_tokens == 32  # of 43 that are held, whole pages
 
 
 @only_native
-@pytest.mark.parametrize(("prompt", "said"), [([], "is empty"), ([1] * 200, "no room")])
+@pytest.mark.parametrize(
+    ("prompt", "said"), [([], "is empty"), ([1] * 200, "no room"), ([1, 96], "96 is outside"), ([-1], "-1 is outside")]
+)
 def test_impossible_prompts_are_refused(prompt: list[int], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Batching(FastModel(tiny(), "int8", 20)).submit(prompt, Sampling(), [], 0)
+        Batching(FastModel(tiny(), "int8", 20)).submit(Request(prompt, Sampling()))

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -61,6 +61,12 @@ class Int4(Section):
 Kind = Annotated[Int8 | Int4, *KINDS]
 
 
+class Builds(Protocol):
+    """What a model needs of a kind of linear: the recipe's kinds have it."""
+
+    def build(self, weight: Tensor, bias: Tensor | None, name: str) -> nn.Module: ...
+
+
 class Quantize(Section):
     """Which quantised models are made, and how they are measured."""
 
@@ -73,7 +79,7 @@ class Quantize(Section):
 # ---------------------------------------------------------------- making
 
 
-def quantize_model(model: Transformer, kind: Int8 | Int4, embedding: Literal["int8", "keep"] = "int8") -> Transformer:
+def quantize_model(model: Transformer, kind: Builds, embedding: Literal["int8", "keep"] = "int8") -> Transformer:
     """A quantised copy; `model` stays as it is. Every linear is replaced, the head included, also where it was tied.
 
     Errors: InputError naming the first weight whose shape or values the kind cannot hold.

@@ -5,7 +5,7 @@ N rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def passages(text: Tensor, count: int, length: int, source: torch.Generator) -> 
     return text[start_N[:, None] + torch.arange(length)].long()
 
 
-def nats(model: Transformer, row_NT: Tensor) -> Tensor:
+def nats(model: Callable[[Tensor], Tensor], row_NT: Tensor) -> Tensor:
     """The mean loss of each token of these rows from those before it."""
     logits = model(row_NT[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1), row_NT[:, 1:].flatten())

@@ -17,15 +17,29 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmlab.errors import LlmlabError
-from llmlab.inference.engine import Completion, FinishReason, Row, Token, rows_of
-from llmlab.inference.fast import FastModel
+from llmlab.errors import InputError, LlmlabError
+from llmlab.inference.engine import Completion, FinishReason, Row, Scored, Token, rows_of
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, process
+from llmlab.inference.stepper import Piece, Stepper
 from llmlab.runtime import threads
 
 # Tokens of one step. More make prompts no faster and let those who are answering wait longer.
 STEP_TOKENS, STEP_ROWS = 256, 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
+    the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
+    do not. `echo`: score the prompt's ids as well."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    stop_ids: Collection[int] = ()
+    seed: int = 0
+    likeliest: int | None = None
+    echo: bool = False
 
 
 @dataclass(eq=False)
@@ -33,13 +47,18 @@ class _Text:
     """One request on its way: its text so far, and how much of it lies in pages."""
 
     number: int
+    request: Request
     ids: list[int]
-    sampling: Sampling
     stops: frozenset[int]
     row: Row
     seen_1V: Tensor | None  # which ids stand in it, where a penalty asks
     read: int = 0
     pages: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)  # of the prompt, where it is to be echoed
+
+    def scores(self, place: int) -> bool:
+        """Whether the id after `place` stands in a prompt that is to be echoed, and is not scored yet."""
+        return self.request.echo and len(self.scored) <= place < len(self.request.prompt) - 1
 
 
 @dataclass
@@ -56,7 +75,7 @@ class Counts:
 class Batching:
     """Submit requests, call `step` until nothing is left. Oldest first, in everything."""
 
-    def __init__(self, model: FastModel, step_tokens: int = STEP_TOKENS, step_rows: int = STEP_ROWS) -> None:
+    def __init__(self, model: Stepper, step_tokens: int = STEP_TOKENS, step_rows: int = STEP_ROWS) -> None:
         self.model, self.step_tokens, self.step_rows = model, step_tokens, step_rows
         self.counts = Counts()
         self._pages = Pages(model.pages)
@@ -68,15 +87,20 @@ class Batching:
     def busy(self) -> bool:
         return bool(self._running or self._waiting)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], seed: int) -> int:
-        """A number by which the request's tokens are known. Errors: InputError for an empty or too long prompt."""
+    def submit(self, request: Request) -> int:
+        """A number by which the request's tokens are known. Errors: InputError for a prompt that is empty, too long, or
+        has ids outside the vocabulary."""
         room = min(self.model.architecture.context, self.model.pages * PAGE)
-        (row,) = rows_of([prompt], sampling, [seed], None, room)
+        prompt, vocabulary = list(request.prompt), self.model.vocab_size
+        (row,) = rows_of([prompt], request.sampling, [request.seed], None, room)
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            wrong = next(id for id in prompt if not 0 <= id < vocabulary)
+            raise InputError("prompt", f"{wrong} is outside the vocabulary of {vocabulary}")
         seen_1V = None
-        if sampling.repetition_penalty != 1:
-            seen_1V = torch.zeros(1, self.model.vocab_size, dtype=torch.bool)
-            seen_1V[0, list(prompt)] = True
-        text = _Text(next(self._numbers), list(prompt), sampling, frozenset(stop_ids), row, seen_1V)
+        if request.sampling.repetition_penalty != 1:
+            seen_1V = torch.zeros(1, vocabulary, dtype=torch.bool)
+            seen_1V[0, prompt] = True
+        text = _Text(next(self._numbers), request, prompt, frozenset(request.stop_ids), row, seen_1V)
         self._waiting.append(text)
         return text.number
 
@@ -95,22 +119,18 @@ class Batching:
     def step(self) -> list[Token]:
         """One call of the model; the tokens that came of it, `row` being the request's number."""
         plan = self._plan()
-        ids, places, tables = list[int](), list[int](), list[list[int]]()
-        ask, asked = list[int](), list[_Text]()
-        longest = max((len(text.pages) for text, _ in plan), default=0)
-        for text, count in plan:
-            ids += text.ids[text.read : text.read + count]
-            places += range(text.read, text.read + count)
-            tables.append(text.pages + [0] * (longest - len(text.pages)))
-            if text.read + count == len(text.ids):
-                ask.append(len(ids) - 1)
-                asked.append(text)
-        if not ids:
+        if not plan:
             return []
-        counts = torch.tensor([count for _, count in plan])
-        logits_RV = self.model.step(
-            ids, places, torch.tensor(tables, dtype=torch.int32).repeat_interleave(counts, 0), ask
-        )
+        pieces, ask, asked, size = list[Piece](), list[int](), list[tuple[_Text, int]](), 0
+        for text, count in plan:
+            end = text.read + count
+            pieces.append(Piece(text.ids[text.read : end], text.read, text.pages))
+            for place in range(text.read, end):
+                if place == len(text.ids) - 1 or text.scores(place):
+                    ask.append(size + place - text.read)
+                    asked.append((text, place))
+            size += count
+        logits_RV = self.model.step(pieces, ask)
         self.counts.steps += 1
         self.counts.rows += len(plan)
         for text, count in plan:
@@ -118,7 +138,18 @@ class Batching:
         # torch's other threads would go on spinning on the cores that the next step wants: 91 against 281 tokens a
         # second where OpenMP was loaded before llmlab could set GOMP_SPINCOUNT.
         with threads(1):
-            return [self._draw(text, logits_RV[slot : slot + 1]) for slot, text in enumerate(asked)]
+            return self._answers(asked, logits_RV)
+
+    def _answers(self, asked: Sequence[tuple[_Text, int]], logits_RV: Tensor) -> list[Token]:
+        """Score what is to be echoed, draw what comes next."""
+        tokens = []
+        for slot, (text, place) in enumerate(asked):
+            logits_1V = logits_RV[slot : slot + 1]
+            if text.scores(place):
+                text.scored.append(score(logits_1V, text.ids[place + 1], text.request.likeliest or 0))
+            if place == len(text.ids) - 1:
+                tokens.append(self._draw(text, logits_1V))
+        return tokens
 
     # ------------------------------------------------------------ who is next
 
@@ -132,7 +163,9 @@ class Batching:
                 left -= count
         while self._waiting and left and len(self._running) < self.step_rows:
             text = self._waiting[0]
-            text.pages = self._pages.share(text.ids)
+            # What is echoed must be computed here and now.
+            alone = text.request.echo and len(text.scored) < len(text.request.prompt) - 1
+            text.pages = [] if alone else self._pages.share(text.ids)
             text.read = len(text.pages) * PAGE
             count = min(left, len(text.ids) - text.read)
             if not self._grow(text, count):
@@ -179,7 +212,7 @@ class Batching:
     # ------------------------------------------------------------ the next token
 
     def _draw(self, text: _Text, logits_1V: Tensor) -> Token:
-        row, sampling = text.row, text.sampling
+        row, sampling = text.row, text.request.sampling
         banned_1V = None
         if row.length < row.minimum and text.stops:
             banned_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
@@ -190,13 +223,16 @@ class Batching:
             self._finish(text)
             raise LlmlabError("the model's output is not a number: its weights or its activations overflowed")
         row.length += 1
+        first = len(text.request.prompt) + 1
         text.ids.append(id)
         if text.seen_1V is not None:
             text.seen_1V[0, id] = True
         reason: FinishReason | None = "stop" if id in text.stops else "length" if row.length >= row.limit else None
         if reason is not None:
             self._finish(text)
-        return Token(text.number, id, logprob, reason)
+        wanted = text.request.likeliest
+        scored = None if wanted is None else score(logits_1V, id, wanted)
+        return Token(text.number, id, logprob, reason, scored, tuple(text.scored) if len(text.ids) == first else ())
 
     def _finish(self, text: _Text) -> None:
         self._running.remove(text)
@@ -204,11 +240,9 @@ class Batching:
 
     # ------------------------------------------------------------ for one caller
 
-    def stream(
-        self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], seed: int
-    ) -> Generator[Token]:
+    def stream(self, request: Request) -> Generator[Token]:
         """The tokens of one request, nobody else's being waited for. Who stops asking cancels it."""
-        number = self.submit(prompt, sampling, stop_ids, seed)
+        number = self.submit(request)
         try:
             while True:
                 for token in self.step():
@@ -219,15 +253,9 @@ class Batching:
         finally:
             self.cancel(number)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        stop_ids: Collection[int],
-        seeds: Sequence[int],
-    ) -> list[Completion]:
-        """One completion a prompt, in their order."""
-        numbers = [self.submit(p, sampling, stop_ids, seed) for p, seed in zip(prompts, seeds, strict=True)]
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in their order."""
+        numbers = [self.submit(request) for request in requests]
         found: dict[int, Completion] = {number: Completion([], [], "length") for number in numbers}
         while self.busy:
             for token in self.step():
@@ -237,3 +265,10 @@ class Batching:
                     one.logprobs.append(token.logprob)
                     found[token.row] = Completion(one.ids, one.logprobs, token.finish_reason or "length")
         return [found[number] for number in numbers]
+
+
+def score(logits_1V: Tensor, id: int, likeliest: int) -> Scored:
+    """How likely the model finds an id, and its likeliest ids, in float32."""
+    logprobs_V = logits_1V[0].float().log_softmax(-1)
+    top = logprobs_V.topk(min(likeliest, len(logprobs_V)))
+    return Scored(float(logprobs_V[id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))

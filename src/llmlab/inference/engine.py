@@ -47,13 +47,25 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What the model itself, before any processor, thought of an id: its log-probability, and the likeliest ids with
+    theirs. Both are read from the same numbers."""
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Token:
-    """One drawn id of one prompt. `finish_reason` is set on the last."""
+    """One drawn id of one prompt. `finish_reason` is set on the last. Where a request asked: `scored`, and, on its
+    first token, `prompt` for each id of the prompt but the first, which nothing predicts."""
 
     row: int
     id: int
     logprob: float
     finish_reason: FinishReason | None
+    scored: Scored | None = None
+    prompt: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)

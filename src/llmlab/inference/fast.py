@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmlab.inference import native
 from llmlab.inference.packing import GROUP, KINDS, TILE, Kind, fits, pack, unpacked
 from llmlab.inference.pages import PAGE
+from llmlab.inference.stepper import Piece
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block, Pre
 from llmlab.model.feedforward import GatedFeedForward, SwiGLU
@@ -187,9 +188,17 @@ class FastModel:
         self._kept.append(values.detach().float().contiguous().clone())
         return self._kept[-1].data_ptr()
 
-    def step(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
-        """float32 [R, V]: the logits after the rows `ask`. Row i is token ids[i] at places[i] of the sequence whose
-        pages are tables[i] (int32 [M, pages of the longest])."""
+    def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
+        """float32 [R, V]: the logits after the tokens `ask`, counted through all pieces."""
+        ids = [id for piece in pieces for id in piece.ids]
+        places = [piece.start + at for piece in pieces for at in range(len(piece.ids))]
+        longest = max(len(piece.pages) for piece in pieces)
+        padded = torch.tensor([[*piece.pages, *[0] * (longest - len(piece.pages))] for piece in pieces])
+        counts = torch.tensor([len(piece.ids) for piece in pieces])
+        return self._rows(ids, places, padded.repeat_interleave(counts, 0), ask)
+
+    def _rows(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
+        """Row i is token ids[i] at places[i] of the text whose pages are tables[i] ([M, pages of the longest])."""
         logits = torch.empty(len(ask), self.vocab_size)
         numbers = [torch.tensor(values, dtype=torch.int32) for values in (ids, places, ask)]
         tables = tables.to(torch.int32).contiguous()

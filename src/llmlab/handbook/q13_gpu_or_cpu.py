@@ -1,0 +1,372 @@
+"""Question 13: inference on a GPU against a CPU. One ratio does not exist: reading a prompt waits for arithmetic,
+writing an answer waits for memory. Measured here on the CPU; the GPU's column is a prediction from its data sheet."""
+
+import statistics
+from collections.abc import Mapping
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmlab.handbook import speeds
+from llmlab.handbook.ledger import shaped
+from llmlab.handbook.live_bytes import LiveBytes
+from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.raced import Told
+from llmlab.handbook.roofline import Roofline, Work, decode_work, prefill_work
+from llmlab.handbook.smollm2_shape import LLAMA_7B, LLAMA_VOCABULARY, SMOLLM2, VOCABULARY
+from llmlab.inference.cache import DenseCache
+from llmlab.model.attention import GroupedQuery
+from llmlab.model.places import Places
+from llmlab.model.transformer import Architecture
+from llmlab.stages import Session
+
+# NVIDIA A100 80 GB SXM, data sheet of 2021: 2,039 GB/s; 312 TFLOP/s in bf16 on tensor cores, without sparsity.
+A100 = Roofline(bandwidth=2.039e12, peak=312e12)
+DESKTOP = 51.2e9  # bytes a second: two channels of DDR4-3200, each 8 bytes wide
+KERNEL = 3.8e-6  # seconds a short kernel launched one after another; Gray 2019, NVIDIA's post on CUDA Graphs
+PROMPT, LENGTH = 2048, 1024  # tokens of a prompt, and of a text while it is written
+CLOSE = 1.5  # times the roofline
+SMALL = Architecture(layers=2, dim=96, context=64, attention=GroupedQuery(heads=6, kv_heads=2))
+SMALL_VOCABULARY, READ = 160, 20
+BATCHES, KINDS = speeds.BATCHES, speeds.KINDS
+
+
+def _intensities() -> Figures:
+    found: Figures = {}
+    for rows in BATCHES:
+        found[f"decode_intensity_{rows}"] = decode_work(SMOLLM2, VOCABULARY, "fp32", rows, 128, 4).intensity
+        found[f"prefill_intensity_{rows}"] = prefill_work(SMOLLM2, VOCABULARY, "fp32", rows, 128, 4).intensity
+    return found
+
+
+def _seven() -> tuple[Work, Work]:
+    """Of LLaMA-7B in two bytes a number, one text: a prompt read, and a token written."""
+    prompt = prefill_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, PROMPT, 2)
+    return prompt, decode_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, LENGTH, 2)
+
+
+def _on_paper() -> Figures:
+    """Ceilings of published machines for a token of 7B weights, the cache aside, and a small model's launches."""
+    token = decode_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, 0, 2)
+    small = decode_work(SMOLLM2, VOCABULARY, "bf16", 1, LENGTH, 2)
+    launches = _operations()
+    a100, desktop = A100.bandwidth / token.bytes, DESKTOP / token.bytes
+    return {
+        "a100_7b_tokens": a100,
+        "desktop_7b_tokens": desktop,
+        "ceilings_gap": max(abs(a100 / 151 - 1), abs(desktop / 3.8 - 1)),
+        "a100_ridge": A100.ridge,
+        "operations_a_token": launches,
+        "launches_over_memory": launches * KERNEL / A100.seconds(small.bytes, small.flops),
+    }
+
+
+def _operations() -> float:
+    """Operations with a result of their own in one token of SmolLM2: from two and four layers, the rest is a line."""
+    counted: list[int] = []
+    for layers in (2, 4):
+        model, cache = shaped(SMOLLM2, 16, layers=layers), DenseCache(2)
+        model.hidden(torch.zeros(1, 1, dtype=torch.int64), Places.causal(1, 1), cache)
+        with LiveBytes() as live:
+            model.logits(model.hidden(torch.zeros(1, 1, dtype=torch.int64), Places.causal(1, 2)[:, 1:], cache))
+        counted.append(live.operations)
+    each = (counted[1] - counted[0]) / 2
+    return counted[0] + each * (SMOLLM2.layers - 2)
+
+
+def _counts(seed: int) -> Figures:
+    """Operations by the formula against those that torch counts, a prompt and then a token."""
+    model = SMALL.build(SMALL_VOCABULARY, seed).eval()
+    ids, at, cache = torch.ones(1, READ + 1, dtype=torch.int64), Places.causal(1, READ + 1), DenseCache(READ + 1)
+    counted = []
+    with sdpa_kernel(SDPBackend.MATH):  # of the fused kernel torch counts nothing
+        for piece in (slice(0, READ), slice(READ, READ + 1)):
+            with FlopCounterMode(display=False) as counter:
+                model.logits(model.hidden(ids[:, piece], at[:, piece], cache)[:, -1])
+            counted.append(counter.get_total_flops())
+    width = SMALL.keyed.heads * SMALL.attention.width(SMALL.dim)
+    hidden = 4 * SMALL.layers * width * READ * (READ - 1) / 2  # what the mask hides is multiplied all the same
+    read = prefill_work(SMALL, SMALL_VOCABULARY, "fp32", 1, READ, 4).flops + hidden
+    written = decode_work(SMALL, SMALL_VOCABULARY, "fp32", 1, READ + 1, 4).flops
+    return {"operations_gap": max(abs(counted[0] / read - 1), abs(counted[1] / written - 1))}
+
+
+@torch.no_grad()
+def figures(session: Session) -> Figures:
+    return _intensities() | _on_paper() | _counts(session.seed)
+
+
+# ---------------------------------------------------------------- timed
+
+
+def raced(told: Mapping[str, Told]) -> Figures:
+    """Medians over the rounds; gains are paired within a round."""
+    race = told["speed"]
+
+    def middle(kind: str, measure: str) -> float:
+        return statistics.median(race.values(kind, measure))
+
+    def ratio(above: tuple[str, str], below: tuple[str, str]) -> float:
+        pairs = zip(race.values(*above), race.values(*below), strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    out = {f"{kind}: {measure}": middle(kind, measure) for kind in KINDS for measure in speeds.MEASURES}
+    bandwidth = 1e9 * statistics.median(value for kind in KINDS for value in race.values(kind, "gigabytes/s"))
+    here = {kind: Roofline(bandwidth, 1e9 * out[f"{kind}: gigaflops/s"]) for kind in KINDS}
+    one = decode_work(SMOLLM2, VOCABULARY, "fp32", 1, 128, 4)
+    prompt, token = _seven()
+    phases = [A100.seconds(work.bytes, work.flops) for work in (prompt, token)]
+    ours = [here["bf16"].seconds(work.bytes, work.flops) for work in (prompt, token)]
+    prefill, decode = (cpu / gpu for cpu, gpu in zip(ours, phases, strict=True))
+    return out | {
+        "bandwidth": bandwidth,
+        "ridge_fp32": here["fp32"].ridge,
+        "memory_over_arithmetic": here["fp32"].ridge / one.intensity,
+        "batch_gain": ratio(("fp32", "decode tokens/s@16"), ("fp32", "decode tokens/s@1")),
+        "narrow_gain": ratio(("int4", "decode tokens/s@1"), ("fp32", "decode tokens/s@1")),
+        "prefill_over_decode": ratio(("fp32", "prefill tokens/s@1"), ("fp32", "decode tokens/s@1")),
+        "gpu_prefill": prefill,
+        "gpu_decode": decode,
+        "phases_apart": prefill / decode,
+    }
+
+
+def evidence(f: Mapping[str, float]) -> Text:
+    en = (
+        f"For 7B weights in two bytes, memory alone allows an A100 {f['a100_7b_tokens']:.0f} tokens/s of one text and "
+        f"a desktop of 51.2 GB/s {f['desktop_7b_tokens']:.1f} (predicted from published figures). SmolLM2 does "
+        f"{f['decode_intensity_1']:.2f} operations a byte writing one text, {f['decode_intensity_16']:.1f} writing "
+        f"sixteen, {f['prefill_intensity_1']:.0f} reading 128 tokens; its {f['operations_a_token']:.0f} operations a "
+        f"token, launched one by one, would take a GPU {f['launches_over_memory']:.0f} times what its memory needs."
+    )
+    zh = (
+        f"7B 权重按每个两字节计，单条文本每秒词元数，显存带宽只容 A100 {f['a100_7b_tokens']:.0f} 个，51.2 GB/s 的台式机"
+        f"只容 {f['desktop_7b_tokens']:.1f} 个（据公开规格推算）。SmolLM2 每读一字节所做的运算：写一条 "
+        f"{f['decode_intensity_1']:.2f} 次，同时写十六条 {f['decode_intensity_16']:.1f} 次，读 128 个词元的提示 "
+        f"{f['prefill_intensity_1']:.0f} 次；每个词元要 {f['operations_a_token']:.0f} 次操作，若在 GPU 上逐个启动，耗时"
+        f"是读显存的 {f['launches_over_memory']:.0f} 倍。"
+    )
+    if "bandwidth" in f:
+
+        def row(measure: str, places: int = 0, mark: str = ", ") -> str:
+            return mark.join(f"{kind} {f[f'{kind}: {measure}']:.{places}f}" for kind in KINDS)
+
+        def listed(measure: str, places: int = 0) -> str:
+            return row(measure, places, "、")
+
+        packed = [kind for kind in KINDS if f[f"{kind}: native"] > 0.5]
+        by, by_zh = ", ".join(packed) or "none", "、".join(packed) or "无"
+        reached = 1 / f["fp32: decode over roofline@1"]
+        en += (
+            f" One thread of this CPU reads {f['bandwidth'] / 1e9:.0f} GB/s and does, in GFLOP/s, "
+            f"{row('gigaflops/s')}; from {f['ridge_fp32']:.1f} operations a byte on, fp32 waits for arithmetic. "
+            f"SmolLM2, tokens/s (by the native step: {by}): writing one text {row('decode tokens/s@1')}; four "
+            f"{row('decode tokens/s@4')}; sixteen {row('decode tokens/s@16')}; reading {row('prefill tokens/s@1')}, "
+            f"sixteen prompts {row('prefill tokens/s@16')}. Times the roofline's seconds: writing one "
+            f"{row('decode over roofline@1', 2)}, sixteen {row('decode over roofline@16', 2)}; reading "
+            f"{row('prefill over roofline@1', 2)}. The plain path, which is PyTorch's, thus writes in fp32 at "
+            f"{reached:.0%} of what memory would allow. Predicted for 7B, an A100 against that thread: reading "
+            f"{f['gpu_prefill']:.0f} times as fast, writing {f['gpu_decode']:.0f} times."
+        )
+        zh += (
+            f"本机 CPU 单线程每秒读内存 {f['bandwidth'] / 1e9:.0f} GB，算力（GFLOP/s）{listed('gigaflops/s')}；fp32 要"
+            f"到每字节 {f['ridge_fp32']:.1f} 次运算，才轮到等算力。SmolLM2 每秒词元数（走原生步的：{by_zh}）：写一条 "
+            f"{listed('decode tokens/s@1')}；四条 {listed('decode tokens/s@4')}；十六条 "
+            f"{listed('decode tokens/s@16')}；读提示 {listed('prefill tokens/s@1')}；十六条提示 "
+            f"{listed('prefill tokens/s@16')}。实际用时是屋顶线下限的多少倍：写一条 "
+            f"{listed('decode over roofline@1', 2)}；十六条 {listed('decode over roofline@16', 2)}；读 "
+            f"{listed('prefill over roofline@1', 2)}。可见普通路径（PyTorch）以 fp32 写时，只达到内存所容许速度的 "
+            f"{reached:.0%}。按规格推算，7B 在 A100 上比在这一个线程上：读快 {f['gpu_prefill']:.0f} 倍，写快 "
+            f"{f['gpu_decode']:.0f} 倍。"
+        )
+    return Text(en, zh)
+
+
+QUESTION = Question(
+    number=13,
+    tier="seconds",
+    claim=Text(
+        "A GPU is faster, usually by much: its many parallel units do the matrix products. A CPU is made for general "
+        "work and its weak arithmetic makes it slow. GPU libraries such as CUDA or OpenCL bring the speed. It depends "
+        "also on the size of the model and of the input, on how complex the operations are, and on the hardware.",
+        "GPU 更快，一般快得多：矩阵乘法由它众多的并行单元承担。CPU 面向通用任务，算力不足，所以慢。要提速，就借助 "
+        "CUDA、OpenCL 一类的库。快慢还取决于模型多大、输入多长、运算多复杂、硬件好坏。",
+    ),
+    correction=Text(
+        "There is no one ratio. Reading a prompt multiplies every weight with many tokens and waits for arithmetic; "
+        "writing multiplies each weight once a token and waits for memory: tokens/s of one text ≤ bandwidth / bytes "
+        "read a token. So a GPU leads in writing by its bandwidth, not by its arithmetic. On a CPU, fewer bits a "
+        "weight and more texts at once help for the same reason. A small model on a GPU waits for the launch of its "
+        "operations, unless they are captured in a graph, and may be slower there than on a CPU.",
+        "不存在单一的倍数。读提示时，每个权重要乘许多词元，等的是算力；写答案时，每个词元只乘一次权重，等的是内存：单条"
+        "文本的每秒词元数 ≤ 带宽 ÷ 每词元须读的字节数。所以写的时候，GPU 赢在带宽而不是算力。CPU 上减少权重位数、多条"
+        "一起写之所以有用，也是同一个道理。小模型在 GPU 上等的是逐个启动操作（除非捕获成 CUDA graph），甚至可能慢过 "
+        "CPU。",
+    ),
+    run=Text(
+        "Measured on one thread of this CPU: how fast memory is read, how fast matrices are multiplied, and SmolLM2 in "
+        "fp32 (plain path), bf16, int8 and int4 (native step where the machine has it), prompts of 128 tokens, 24 "
+        "written, one, four and sixteen texts; five rounds in which the kinds take turns, medians. The least time by "
+        "the roofline stands beside each. GPU figures are predicted from the A100's data sheet (80 GB SXM: 2,039 GB/s, "
+        "312 TFLOP/s in bf16), never measured here; 3.8 µs a launch is from NVIDIA's post on CUDA Graphs (Gray 2019).",
+        "在本机 CPU 上以单线程测：读内存有多快，乘矩阵有多快；再测 SmolLM2 的 fp32（普通路径）与 bf16、int8、int4（机器"
+        "支持时用原生步），提示 128 个词元，写 24 个，一、四、十六条文本同时；五轮轮流测，取中位数，旁边列出屋顶线给出"
+        "的最短时间。GPU 的数字只按 A100 规格书（80 GB SXM：2,039 GB/s，bf16 312 TFLOP/s）推算，此处未测；每次启动 3.8 "
+        "µs 取自 NVIDIA 关于 CUDA Graphs 的文章（Gray 2019）。",
+    ),
+    papers=(
+        "Pope et al. 2022, Efficiently Scaling Transformer Inference, arXiv 2211.05102",
+        "Yuan et al. 2024, LLM Inference Unveiled: Survey and Roofline Model Insights, arXiv 2402.16363",
+        "Touvron et al. 2023, LLaMA, arXiv 2302.13971",
+        "Frantar et al. 2022, GPTQ, arXiv 2210.17323",
+    ),
+    errors={"E13.1": "I", "E13.2": "M"},
+    claims=(
+        Claim(
+            "a GPU is faster",
+            "large models run faster on a GPU",
+            "大模型在 GPU 上跑得更快",
+            (
+                Check(
+                    "gpu_prefill",
+                    ">",
+                    1.0,
+                    "7B, reading: A100 over one thread here, predicted",
+                    "7B 读提示：A100 比本机单线程，推算",
+                ),
+                Check("gpu_decode", ">", 1.0, "7B, writing: the same", "7B 写答案：同上"),
+            ),
+            Verdict.PREDICTED_ONLY,
+            race="speed",
+        ),
+        Claim(
+            "one ratio",
+            "a GPU is faster, in general (no number, no model of it)",
+            "总之 GPU 更快（没有数字，也没有估算方法）",
+            (
+                Check(
+                    "phases_apart",
+                    ">",
+                    2.0,
+                    "7B: the predicted lead in reading over that in writing",
+                    "7B：推算的领先倍数，读比写",
+                ),
+                Check(
+                    "prefill_over_decode",
+                    ">",
+                    3.0,
+                    "SmolLM2 in fp32, here: tokens/s reading over writing",
+                    "SmolLM2 fp32 在本机：每秒词元数，读比写",
+                ),
+            ),
+            Verdict.CORRECTED,
+            errors=("E13.1",),
+            race="speed",
+        ),
+        Claim(
+            "weak arithmetic",
+            "a CPU is slow because its arithmetic is weak",
+            "CPU 慢在算力弱",
+            (
+                Check(
+                    "fp32: decode over roofline@1",
+                    "<=",
+                    CLOSE,
+                    "writing one text, fp32: seconds over the roofline's",
+                    "写一条，fp32：实际用时比屋顶线",
+                ),
+                Check(
+                    "memory_over_arithmetic",
+                    ">",
+                    2.0,
+                    "of which memory takes so many times what arithmetic does",
+                    "其中内存用时是算力用时的倍数",
+                ),
+                Check(
+                    "batch_gain", ">", 2.0, "tokens/s, sixteen texts over one, fp32", "每秒词元数，十六条比一条，fp32"
+                ),
+                Check("narrow_gain", ">", 2.0, "tokens/s of one text, int4 over fp32", "单条每秒词元数，int4 比 fp32"),
+            ),
+            Verdict.CORRECTED,
+            errors=("E13.2",),
+            race="speed",
+        ),
+        Claim(
+            "narrow weights",
+            "a CPU runs large models slowly (nothing is said of fewer bits)",
+            "CPU 跑大模型就是慢（未提减少位数）",
+            tuple(
+                Check(
+                    f"{kind}: decode over roofline@1",
+                    "<=",
+                    CLOSE,
+                    f"writing one text, {kind}: seconds over the roofline's",
+                    f"写一条，{kind}：实际用时比屋顶线",
+                )
+                for kind in KINDS[1:]
+            ),
+            Verdict.CORRECTED,
+            kind="aside",
+            errors=("E13.2",),
+            race="speed",
+        ),
+        Claim(
+            "small models",
+            "a GPU library makes a model fast, whatever its size",
+            "用上 GPU 库就快（不论模型大小）",
+            (
+                Check(
+                    "launches_over_memory",
+                    ">",
+                    2.0,
+                    "SmolLM2 on an A100, a token: launches one by one over reading memory, predicted",
+                    "SmolLM2 在 A100 上每个词元：逐个启动的用时比读显存，推算",
+                ),
+            ),
+            Verdict.PREDICTED_ONLY,
+            kind="aside",
+            errors=("E13.2",),
+        ),
+        Claim(
+            "counts",
+            "our count of the work is right",
+            "本库对工作量的计数正确",
+            (
+                Check(
+                    "operations_gap",
+                    "<",
+                    1e-9,
+                    "operations: formula against torch's count",
+                    "运算次数：公式对 torch 计数",
+                ),
+                Check(
+                    "ceilings_gap",
+                    "<",
+                    0.05,
+                    "tokens/s of 7B weights, ours against the specification's 151 and 3.8",
+                    "7B 每秒词元数：与另行算出的 151 与 3.8 之差",
+                ),
+            ),
+            kind="control",
+        ),
+    ),
+    figures=figures,
+    evidence=evidence,
+    races=("speed",),
+    raced=raced,
+    uses=(
+        "llmlab/handbook/roofline.py",
+        "llmlab/handbook/speeds.py",
+        "llmlab/inference/engine.py",
+        "llmlab/inference/batching.py",
+        "llmlab/inference/step.cpp",
+    ),
+    settings={
+        "a100": [A100.bandwidth, A100.peak],
+        "desktop": DESKTOP,
+        "kernel": KERNEL,
+        "lengths": [PROMPT, LENGTH, READ],
+        "batches": list(BATCHES),
+    },
+)

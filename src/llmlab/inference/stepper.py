@@ -1,0 +1,38 @@
+"""What continuous batching asks of a model: one call for pieces of many texts, whose keys and values lie in pages.
+
+`FastModel` answers with the native step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from llmlab.model.transformer import Architecture
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one text: `ids`, the place of the first, and the pages of the text from its beginning,
+    those of the new tokens included."""
+
+    ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+
+
+class Stepper(Protocol):
+    """`pages` of 16 tokens are what it holds at most."""
+
+    pages: int
+
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+    def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
+        """float32 [R, V]: the logits after the tokens `ask`, counted through all pieces."""
