@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from llmlab.inference.fast import FastModel, quickened, unfit
 from llmlab.inference.packing import KINDS, Kind, laid_out, pack, unpacked
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, key_of, process
+from llmlab.inference.speculative import Draft, Guesser, PromptLookup
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.runtime import generator
 
@@ -293,19 +296,39 @@ def _requests(seed: int, many: int) -> list[tuple[list[int], Sampling, int]]:
     return found
 
 
+def _guesser(name: str, kind: Kind) -> Guesser | None:
+    if name == "draft":  # coarser weights of the same model
+        return Draft(FastModel(tiny(initial_std=0.3), "int8" if kind == "int4" else "int4", 60))
+    return PromptLookup(tokens=5, ngram=2) if name == "lookup" else None
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[Kind], list[Completion]]:
+    """What each of the 200 requests answers alone, on one thread."""
+
+    @cache
+    def answers(kind: Kind) -> list[Completion]:
+        batching = Batching(FastModel(tiny(initial_std=0.3), kind, 400, threads=1))
+        want: list[Completion] = []
+        for prompt, sampling, seed in _requests(0, 200):
+            # a pool of its own each time would be the same with less work: nothing known, nobody beside it
+            batching._pages = Pages(400)
+            want += batching.generate([Request(prompt, sampling, [11], seed)])
+        return want
+
+    return answers
+
+
 @only_native
 @pytest.mark.invariance
 @each_kind
-def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Kind) -> None:
-    requests = _requests(0, 200)
-    alone = Batching(FastModel(tiny(initial_std=0.3), kind, 400, threads=1))
-    want: list[Completion] = []
-    for prompt, sampling, seed in requests:
-        # a pool of its own each time would be the same with less work: nothing known, nobody beside it
-        alone._pages = Pages(400)
-        want += alone.generate([Request(prompt, sampling, [11], seed)])
-
-    together = Batching(FastModel(tiny(initial_std=0.3), kind, 45, threads=2), step_tokens=48, step_rows=24)
+@pytest.mark.parametrize("guesser", ["alone", "lookup", "draft"])
+def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(
+    kind: Kind, guesser: str, alone: Callable[[Kind], list[Completion]]
+) -> None:
+    requests, want = _requests(0, 200), alone(kind)
+    fast = FastModel(tiny(initial_std=0.3), kind, 45, threads=2)
+    together = Batching(fast, step_tokens=48, step_rows=24, guesser=_guesser(guesser, kind))
     draw, numbers, got = random.Random(1), {}, dict[int, Completion]()
     doomed: list[int] = []
     waiting = [*requests, *_requests(7, 60)]
@@ -334,6 +357,38 @@ def test_200_requests_among_others_answer_as_each_alone_to_the_last_bit(kind: Ki
     assert counts.cancelled > 30
     assert counts.shared_tokens > 0
     assert counts.preempted > 0
+    assert (guesser == "alone") == (counts.guessed == 0)
+    assert (guesser == "alone") == (counts.accepted == 0)
+
+
+@only_native
+@pytest.mark.parametrize("name", ["lookup", "draft"])
+def test_right_guesses_save_steps(name: str) -> None:
+    """A model that is its own draft is never wrong, and a text that turns in circles is foretold by itself."""
+    fast = FastModel(tiny(), "int8", 40)
+    guesser = Draft(FastModel(tiny(), "int8", 20), tokens=4) if name == "draft" else PromptLookup()
+    prompt, sampling = [1, 2, 3], Sampling(max_new_tokens=60, temperature=0 if name == "lookup" else 0.8)
+    plain, quick = Batching(fast), Batching(fast, guesser=guesser)
+    assert quick.generate([Request(prompt, sampling)]) == plain.generate([Request(prompt, sampling)])
+    if name == "draft":
+        assert quick.counts.accepted == quick.counts.guessed
+        assert quick.counts.steps == 12  # five tokens a step
+    assert quick.counts.steps == 60 - quick.counts.accepted
+    assert quick.counts.accepted > 10
+    assert quick._pages.free == 40
+    assert not isinstance(guesser, Draft) or guesser._pages.free == 20
+
+
+@only_native
+@each_kind
+def test_what_is_no_number_does_not_reach_who_comes_next(kind: Kind) -> None:
+    """A broken text leaves NaN in its pages, and unseen keys count with weight zero."""
+    fast = FastModel(tiny(), kind, 1)
+    want = Batching(fast).generate([Request([1, 2, 3], Sampling(max_new_tokens=4))])
+    for held in (fast._keys, fast._values):
+        held[:] = 0x7FC0
+    assert fast._rows([1], [0], torch.zeros(1, 1), [0]).isnan().any()
+    assert Batching(fast).generate([Request([1, 2, 3], Sampling(max_new_tokens=4))]) == want
 
 
 @only_native

@@ -197,6 +197,10 @@ class FastModel:
         counts = torch.tensor([len(piece.ids) for piece in pieces])
         return self._rows(ids, places, padded.repeat_interleave(counts, 0), ask)
 
+    def clear(self, page: int) -> None:
+        """Zeros on a page."""
+        self._keys[page], self._values[page] = 0, 0
+
     def _rows(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
         """Row i is token ids[i] at places[i] of the text whose pages are tables[i] ([M, pages of the longest])."""
         logits = torch.empty(len(ask), self.vocab_size)
