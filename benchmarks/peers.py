@@ -1,4 +1,4 @@
-"""What decode, prefill and batch share: SmolLM2's files for the peers, written from the same weights, and how they run."""
+"""What decode, prefill and batch share: files of SmolLM2 for the peers, from the same weights, and how they run."""
 
 from __future__ import annotations
 
