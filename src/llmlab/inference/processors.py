@@ -5,10 +5,15 @@ Shapes: B rows, V vocabulary. A token of probability 0 has the logit -inf.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+
+# The mass mostly lies in few tokens, and sorting all of them is slow: so many are looked at first.
+WIDTHS = (128, 2048, sys.maxsize)
 
 
 def bias(logits_BV: Tensor, by_id: Mapping[int, float]) -> Tensor:
@@ -54,7 +59,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
         return logits_BV
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     vocabulary = logits_BV.shape[-1]
-    for width in (128, 2048, vocabulary):  # the mass mostly lies in few tokens, and sorting all of them is slow
+    for width in WIDTHS:
         top = logits_BV.topk(min(width, vocabulary))
         mass_BW = (top.values - total_B1).exp()
         before_BW = mass_BW.cumsum(-1) - mass_BW
@@ -76,7 +81,11 @@ def keep_typical(logits_BV: Tensor, p: float) -> Tensor:
     logprobs_BV = logits_BV.log_softmax(-1)
     entropy_B1 = -(logprobs_BV.exp() * logprobs_BV).nansum(-1, keepdim=True)  # 0 * -inf is NaN, and means 0
     distance_BV = (-logprobs_BV - entropy_B1).abs()
-    nearest = distance_BV.sort(dim=-1, stable=True)
-    mass_BV = logprobs_BV.gather(-1, nearest.indices).exp().cumsum(-1)
-    last_B1 = (mass_BV < p).sum(-1, keepdim=True).clamp(max=logits_BV.shape[-1] - 1)
+    vocabulary = logits_BV.shape[-1]
+    for width in WIDTHS:
+        nearest = distance_BV.topk(min(width, vocabulary), largest=False)
+        mass_BW = logprobs_BV.gather(-1, nearest.indices).exp().cumsum(-1)
+        if width >= vocabulary or bool((mass_BW[..., -1] >= p).all()):
+            break
+    last_B1 = (mass_BW < p).sum(-1, keepdim=True).clamp(max=nearest.values.shape[-1] - 1)
     return logits_BV.masked_fill(distance_BV > nearest.values.gather(-1, last_B1), float("-inf"))

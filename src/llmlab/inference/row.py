@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from llmlab.errors import InputError, LlmlabError
@@ -67,10 +66,12 @@ class History:
         """Ids that would end an n-gram which stands in the text already."""
         if not self._gram or self._length < self._gram:
             return []
-        ids_T = self._ids_T[: self._length]
-        found = sliding_window_view(ids_T, self._gram)
-        same = (found[:, :-1] == ids_T[self._length - self._gram + 1 :]).all(1)
-        return found[same, -1].tolist()  # type: ignore[no-any-return]
+        ids_T, before = self._ids_T[: self._length], self._gram - 1
+        starts = np.arange(self._length - before)
+        for offset, id in enumerate(ids_T[self._length - before :]):
+            starts = starts[ids_T[starts + offset] == id]
+        found: list[int] = ids_T[starts + before].tolist()
+        return found
 
     def copy(self) -> History:
         """Another text that begins with the same tokens."""

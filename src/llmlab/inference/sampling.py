@@ -27,7 +27,8 @@ from llmlab.inference.processors import (
 from llmlab.recipe import Section
 from llmlab.runtime import derive
 
-MOST_BIASES = 1024  # one request may name so many ids
+# What one request may name: so many ids, so many letters in all its stop texts.
+MOST_BIASES, MOST_STOP_LETTERS = 1024, 65_536
 
 
 class Sampling(Section):
@@ -74,6 +75,8 @@ class Sampling(Section):
         for stop in value:
             if any("\ud800" <= character <= "\udfff" for character in stop):
                 raise ValueError(f"{stop!r} holds half of a surrogate pair, which no text does")
+        if (size := sum(map(len, value))) > MOST_STOP_LETTERS:
+            raise ValueError(f"the stop texts have {size} letters, more than {MOST_STOP_LETTERS}")
         return value
 
     @model_validator(mode="after")
