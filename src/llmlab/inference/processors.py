@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-
 # The mass mostly lies in few tokens, and sorting all of them is slow: so many are looked at first.
 WIDTHS = (128, 2048, sys.maxsize)
 
