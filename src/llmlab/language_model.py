@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmlab import runtime
 from llmlab.adapters.opening import open_policy
-from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.bundle import Bundle, Stored
 from llmlab.checkpoints.native import CONFIG
 from llmlab.errors import InputError, unknown
 from llmlab.inference import native
@@ -71,14 +71,15 @@ def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
     bundle = open_policy(name_or_path)
     if kind == "fp32":
         return LanguageModel(bundle)
-    reason = unfit(bundle.model) or native.available()
+    model, read = (bundle.made.skeleton, bundle.made.read) if isinstance(bundle.made, Stored) else (bundle.model, None)
+    reason = unfit(model) or native.available()
     if reason is None:
-        fast = quickened(bundle.model, kind)
-        return LanguageModel(bundle, Batching(fast), f"{fast.kind} weights, native step")
+        fast = quickened(model, kind, read)
+        return LanguageModel(replace(bundle, made=fast), Batching(fast), f"{fast.kind} weights, native step")
     if kind == "auto":
         kind = "fp32" if runtime.autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
-    model = _converted(bundle.model, kind)
-    return LanguageModel(replace(bundle, model=model), why=f"{kind} weights, plain path: {reason}")
+    made = _converted(bundle.model, kind)
+    return LanguageModel(replace(bundle, made=made), why=f"{kind} weights, plain path: {reason}")
 
 
 def _converted(model: Transformer, kind: str) -> Transformer:
@@ -116,9 +117,14 @@ class LanguageModel:
 
     def __init__(self, bundle: Bundle, batching: Batching | None = None, why: str = "fp32 weights, exact") -> None:
         self.bundle = bundle
-        self.model = bundle.model.eval()
         self.batching = batching  # how texts are made where the native step does it
         self.why = why
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The plain path, with the very weights that texts are made of. Where the native step makes them, this model
+        is made when it is first asked for."""
+        return self.bundle.model.eval()
 
     @property
     def tokenizer(self) -> Tokenizer:
