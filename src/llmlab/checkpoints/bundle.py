@@ -53,6 +53,11 @@ class Stored:
     read: Callable[[str], Weight]
     place: str
 
+    @staticmethod
+    def of(model: Transformer) -> Stored:
+        """A model's own weights, in memory."""
+        return Stored(model, model.state_dict().__getitem__, "model")
+
     def transformer(self) -> Transformer:
         """A model of its own, float32."""
         model = skeleton(self.skeleton.architecture, self.skeleton.vocab_size, self.skeleton.state_dict(), self.place)

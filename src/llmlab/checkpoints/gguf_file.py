@@ -302,7 +302,7 @@ class GGUF:
             elif entry.quantization == Q4_0:
                 least = -8 * step
             else:  # signed codes
-                least, codes = -128 * step, codes ^ 128
+                least, codes = -128 * step, codes ^ np.uint8(128)
         return Groups(codes, step, least) if np.isfinite(step).all() and np.isfinite(least).all() else None
 
     def state(self) -> dict[str, Tensor]:

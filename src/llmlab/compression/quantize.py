@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmlab.checkpoints.bundle import Bundle, skeleton
+from llmlab.checkpoints.bundle import Bundle, Stored, skeleton
 from llmlab.checkpoints.native import CONFIG, WEIGHTS, read_json, read_safetensors, read_tokenizer, write_safetensors
 from llmlab.checkpoints.where import QUANTIZED
 from llmlab.data.batch import Ids
@@ -27,6 +27,7 @@ from llmlab.evaluation.perplexity import Scores, held_out_documents, score_docum
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
+from llmlab.model.groups import Weight
 from llmlab.model.linear import Linear
 from llmlab.model.quantized import Int4Linear, Int8Embedding, Int8Linear, QuantizedLinear, quantize_rows, use_kernels
 from llmlab.model.transformer import Architecture, Transformer
@@ -183,6 +184,26 @@ def load_quantized(folder: Path) -> Bundle:
     model.load_state_dict(state, assign=True)
     tokenizer = read_tokenizer(folder, model.vocab_size)
     return Bundle(model.requires_grad_(False).eval(), tokenizer, settings.architecture, str(folder))
+
+
+def for_native(model: Transformer) -> Stored | str:
+    """The weights of a quantised model as the native step takes them, exactly, or in a few words why it cannot. The
+    head stands by itself there. (What was an int8 row of the embedding is told as float weights.)"""
+    found: dict[str, Weight] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            if isinstance(groups := module.groups(), str):
+                return groups
+            found[f"{path}.weight"] = groups
+        elif isinstance(module, Int8Embedding):
+            found[f"{path}.weight"] = module.weight
+    codes = {path.removesuffix("weight") for path in found}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".bias") or not name.startswith(tuple(codes)):
+            found[name] = tensor
+    architecture = model.architecture.model_copy(update={"tied": False})
+    plain = skeleton(architecture, model.vocab_size, found, "model")
+    return Stored(plain, found.__getitem__, "model")
 
 
 class _Saved(Section):

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.inference import native
-from llmlab.inference.packing import KINDS, TILE, Kind, Packed, fits, loses, pack_together, unpacked
+from llmlab.inference.packing import BITS, KINDS, TILE, Kind, Packed, fits, loses, pack_together, unpacked
 from llmlab.inference.pages import PAGE
 from llmlab.inference.stepper import Piece
 from llmlab.model.block import Pre
 from llmlab.model.feedforward import SwiGLU
-from llmlab.model.groups import GROUP, Weight, dense
+from llmlab.model.groups import GROUP, Groups, Weight, dense
 from llmlab.model.heads import PlainHead
 from llmlab.model.linear import Linear
 from llmlab.model.masks import Causal
@@ -135,6 +135,7 @@ class FastModel:
             raise ValueError(reason)
         a = model.architecture
         self.architecture, self.vocab_size, self.kind, self.pages = a, model.vocab_size, kind, pages
+        self.threads = threads
         self._read = read or model.state_dict().__getitem__
         self._kept: list[Tensor] = []
         self._matrices: dict[str, Packed] = {}
@@ -185,8 +186,11 @@ class FastModel:
         )
 
     def _table(self, name: str) -> _Matrix:
-        # Four bits are too few for the table of the vocabulary, whose rows differ in size; llama.cpp's files agree.
-        return self._packed([name], "bf16" if self.kind == "bf16" else "int8", False)
+        """Four bits are too few for the table of the vocabulary, whose rows differ in size, unless they are all there
+        is; llama.cpp's files agree."""
+        weight = self._read(name)
+        four = isinstance(weight, Groups) and weight.bits == BITS["int4"]
+        return self._packed([name], "bf16" if self.kind == "bf16" else "int4" if four else "int8", False)
 
     def _packed(self, names: Sequence[str], kind: Kind, exact: bool, biases: Sequence[str] = ()) -> _Matrix:
         """One matrix of several that read the same inputs."""

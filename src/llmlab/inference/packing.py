@@ -40,9 +40,7 @@ class Packed:
     def rows(self, first: int, count: int) -> Packed:
         """Some of its outputs, whole tiles."""
         size = self.inputs // GROUP * _BYTES[self.kind]
-        return Packed(
-            self.kind, self.data[first // TILE * size : (first + count) // TILE * size], count, self.inputs
-        )
+        return Packed(self.kind, self.data[first // TILE * size : (first + count) // TILE * size], count, self.inputs)
 
 
 def fits(outputs: int, inputs: int) -> bool:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.errors import InputError
+from llmlab.model.groups import GROUP, Groups
 from llmlab.model.linear import Role
 from llmlab.runtime import generator
 
@@ -134,6 +135,10 @@ class QuantizedLinear(nn.Module, ABC):
         """The weight as multiplied by the plain path, float32 [N, K], computed on each call."""
 
     @abstractmethod
+    def groups(self) -> Groups | str:
+        """The very same weights in groups of 32, as the native step takes them, or in a few words why not."""
+
+    @abstractmethod
     def prepare(self) -> str | None:
         """Make what the packed kernel needs; a reason where it cannot serve this shape."""
 
@@ -178,6 +183,16 @@ class Int8Linear(QuantizedLinear):
     def weight(self) -> Tensor:
         return dequantize_rows(self.codes, self.scale)
 
+    def groups(self) -> Groups | str:
+        step, count = self.scale.half(), self.in_features // GROUP
+        if self.in_features % GROUP:
+            return f"{self.in_features} columns are no multiple of {GROUP}"
+        if not torch.equal(step.float(), self.scale) or not torch.isfinite(-128 * step).all():
+            return "their scales of 16 bits are finer than the half precision of the native step"
+        codes = (self.codes.view(torch.uint8) ^ 128).view(len(step), count, GROUP)
+        steps = step[:, None].expand(-1, count)
+        return Groups(codes.numpy(), steps.numpy(), (-128 * steps).numpy())
+
     def prepare(self) -> str | None:
         # The kernel does not check this itself: widths of 580 and 584 gave inf in silence.
         if self.in_features % 16:
@@ -219,6 +234,12 @@ class Int4Linear(QuantizedLinear):
     @property
     def weight(self) -> Tensor:
         return dequantize_groups(unpack_nibbles(self.codes), self.scale, self.minimum)
+
+    def groups(self) -> Groups | str:
+        codes = unpack_nibbles(self.codes).view(self.out_features, -1, GROUP)
+        again = self.group // GROUP
+        scales = (part.repeat_interleave(again, 1).numpy() for part in (self.scale, self.minimum))
+        return Groups((codes[..., : GROUP // 2] | (codes[..., GROUP // 2 :] << 4)).numpy(), *scales)
 
     def prepare(self) -> str | None:
         if self.group not in GROUPS:
