@@ -4,6 +4,7 @@ Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure
 """
 
 import errno
+import gc
 import io
 import json
 import os
@@ -43,6 +44,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 MaxNew = Annotated[int, typer.Option("--max-new-tokens", help="Stop after so many tokens.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens that hold this much probability.")]
@@ -216,6 +218,7 @@ def generate(
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
     weights: Weights = "auto",
+    device: Device = "cpu",
     max_new_tokens: MaxNew = 128,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -226,8 +229,6 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming."""
-    from llmlab.language_model import load
-
     sampling = _sampling(
         "generate",
         max_new_tokens=max_new_tokens,
@@ -239,7 +240,7 @@ def generate(
         seed=seed,
     )
     text = prompt if prompt is not None else _standard_input()
-    lm = load(model, weights)
+    lm = _load(model, weights, device)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     _notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
@@ -251,6 +252,7 @@ def chat(
     model: Model,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     weights: Weights = "auto",
+    device: Device = "cpu",
     max_new_tokens: MaxNew = 512,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
@@ -264,9 +266,6 @@ def chat(
 
     /reset forgets, /help says what else there is. Standard input may be a pipe: one message a line.
     """
-    from llmlab.language_model import load
-    from llmlab.talk import talk
-
     sampling = _sampling(
         "chat",
         max_new_tokens=max_new_tokens,
@@ -277,11 +276,26 @@ def chat(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    lm = load(model, weights)
+    lm = _load(model, weights, device)
     _notice(lm.why)
+    from llmlab.talk import talk
+
     turns = talk(lm, sampling, system, quiet=as_json)
     if as_json:
         _answer(True, {"turns": turns}, "")
+
+
+def _load(model: str, weights: str, device: str) -> Any:
+    """The model to talk to, as soon as may be: none of the many objects that torch and a model begin with is garbage,
+    and looking for some among them took a third of a second."""
+    gc.disable()
+    try:
+        from llmlab.language_model import load
+
+        return load(model, weights, device)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def _notice(text: str) -> None:
@@ -324,13 +338,14 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many items a task.")] = None,
     weights: Weights = "fp32",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, each figure with its interval."""
     from llmlab.evaluation.harness import evaluate_model
     from llmlab.language_model import load
 
-    done = evaluate_model(load(model, weights).bundle, tasks or [], data=data, limit=limit)
+    done = evaluate_model(load(model, weights, device).bundle, tasks or [], data=data, limit=limit)
     rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
     _answer(as_json, done, "\n".join(rows))
 

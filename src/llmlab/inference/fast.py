@@ -156,13 +156,13 @@ class FastModel:
             embedding, head, self._keys.ctypes.data, self._values.ctypes.data,
         )  # fmt: skip
         del self._read  # files need not stay open
-        library = native.library()
-        library.llmlab_open.restype = ctypes.c_void_p
-        self._engine = ctypes.c_void_p(library.llmlab_open(ctypes.byref(self._model), threads))
+        self._library = native.library()
+        self._library.llmlab_open.restype = ctypes.c_void_p
+        self._engine = ctypes.c_void_p(self._library.llmlab_open(ctypes.byref(self._model), threads))
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
-            native.library().llmlab_close(self._engine)
+            self._library.llmlab_close(self._engine)
 
     def transformer(self) -> Transformer:
         """A model of the weights as packed, float32: the plain path says what the native step approaches."""
@@ -229,7 +229,7 @@ class FastModel:
         logits = torch.empty(len(ask), self.vocab_size)
         numbers = [torch.tensor(values, dtype=torch.int32) for values in (ids, places, ask)]
         tables = tables.to(torch.int32).contiguous()
-        native.library().llmlab_step(
+        self._library.llmlab_step(
             self._engine, len(ids), *(ctypes.c_void_p(t.data_ptr()) for t in (*numbers[:2], tables)), tables.shape[1],
             len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()),
         )  # fmt: skip
