@@ -3,12 +3,14 @@
 Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure on the way; 130 after Ctrl-C.
 """
 
+import contextlib
 import errno
 import gc
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -285,17 +287,23 @@ def chat(
         _answer(True, {"turns": turns}, "")
 
 
-def _load(model: str, weights: str, device: str) -> Any:
-    """The model to talk to, as soon as may be: none of the many objects that torch and a model begin with is garbage,
-    and looking for some among them took a third of a second."""
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """For imports and models: none of the many objects that they begin with is garbage, and looking for some among
+    them took a third of a second of a chat's start."""
     gc.disable()
     try:
-        from llmlab.language_model import load
-
-        return load(model, weights, device)
+        yield
     finally:
         gc.enable()
         gc.freeze()
+
+
+def _load(model: str, weights: str, device: str) -> Any:
+    with _uncollected():
+        from llmlab.language_model import load
+
+        return load(model, weights, device)
 
 
 def _notice(text: str) -> None:
@@ -305,8 +313,9 @@ def _notice(text: str) -> None:
 
 
 def _sampling(place: str, **values: Any) -> Any:
-    from llmlab.inference.sampling import Sampling
-    from llmlab.recipe import parse
+    with _uncollected():
+        from llmlab.inference.sampling import Sampling
+        from llmlab.recipe import parse
 
     return parse(Sampling, values, place)
 
