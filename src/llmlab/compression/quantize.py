@@ -26,6 +26,7 @@ from llmlab.errors import InputError, Stopped
 from llmlab.evaluation.perplexity import Scores, held_out_documents, score_documents
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.inference.engine import generate
+from llmlab.inference.fast import unfit
 from llmlab.inference.sampling import Sampling
 from llmlab.model.groups import Weight
 from llmlab.model.linear import Linear
@@ -188,8 +189,12 @@ def load_quantized(folder: Path) -> Bundle:
 
 def for_native(model: Transformer) -> Stored | str:
     """The weights of a quantised model as the native step takes them, exactly, or in a few words why it cannot. The
-    head stands by itself there. (What was an int8 row of the embedding is told as float weights.)"""
-    found: dict[str, Weight] = {}
+    head stands by itself there, and the int8 rows of an embedding are told as floats."""
+    architecture = model.architecture.model_copy(update={"tied": False})
+    plain = skeleton(architecture, model.vocab_size, model.state_dict(), "model")
+    if (reason := unfit(plain)) is not None:
+        return reason
+    found: dict[str, Weight] = dict(model.state_dict())
     for path, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             if isinstance(groups := module.groups(), str):
@@ -197,12 +202,6 @@ def for_native(model: Transformer) -> Stored | str:
             found[f"{path}.weight"] = groups
         elif isinstance(module, Int8Embedding):
             found[f"{path}.weight"] = module.weight
-    codes = {path.removesuffix("weight") for path in found}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".bias") or not name.startswith(tuple(codes)):
-            found[name] = tensor
-    architecture = model.architecture.model_copy(update={"tied": False})
-    plain = skeleton(architecture, model.vocab_size, found, "model")
     return Stored(plain, found.__getitem__, "model")
 
 
