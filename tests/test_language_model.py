@@ -236,12 +236,13 @@ def test_a_folder_of_quantised_weights_opens(folder: Path, tokenizer: Tokenizer,
 
 
 @pytest.fixture
-def whole_tiles(tokenizer: Tokenizer) -> Bundle:
+def whole_tiles() -> Bundle:
     """A model that the native step takes."""
+    tokenizer = train_tokenizer(BPE(vocab_size=272), iter(["the whale swims in the wide and silent sea"] * 4))
     sizes: dict[str, Any] = {"layers": 2, "dim": 128, "context": CONTEXT, "initial_std": 0.15}
     sizes |= {"attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}, "feedforward": {"kind": "swiglu", "width": 256}}
     architecture = Architecture.model_validate(sizes)
-    return Bundle(architecture.build(272, seed=5), tokenizer, architecture, "whole tiles")
+    return Bundle(architecture.build(tokenizer.vocab_size, seed=5), tokenizer, architecture, "whole tiles")
 
 
 only_native = pytest.mark.skipif(native.missing() is not None, reason=f"plain path only: {native.missing()}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -179,10 +179,10 @@ class FastModel:
         return _Layer(
             self._vector(f"{block}attention_norm.weight"),
             self._vector(f"{block}feedforward_norm.weight"),
-            self._packed([f"{part}weight" for part in projections], self.kind, exact, biases),
-            self._packed([f"{attention}output.weight"], self.kind, exact),
-            self._packed([f"{feedforward}gate.weight", f"{feedforward}up.weight"], self.kind, exact),
-            self._packed([f"{feedforward}down.weight"], self.kind, exact),
+            self._matrix([f"{part}weight" for part in projections], exact, biases),
+            self._matrix([f"{attention}output.weight"], exact),
+            self._matrix([f"{feedforward}gate.weight", f"{feedforward}up.weight"], exact),
+            self._matrix([f"{feedforward}down.weight"], exact),
         )
 
     def _table(self, name: str) -> _Matrix:
@@ -190,22 +190,25 @@ class FastModel:
         is; llama.cpp's files agree."""
         weight = self._read(name)
         four = isinstance(weight, Groups) and weight.bits == BITS["int4"]
-        return self._packed([name], "bf16" if self.kind == "bf16" else "int4" if four else "int8", False)
+        return self._packed({name: weight}, "bf16" if self.kind == "bf16" else "int4" if four else "int8")
 
-    def _packed(self, names: Sequence[str], kind: Kind, exact: bool, biases: Sequence[str] = ()) -> _Matrix:
+    def _matrix(self, names: Sequence[str], exact: bool, biases: Sequence[str] = ()) -> _Matrix:
         """One matrix of several that read the same inputs."""
-        weights = [self._read(name) for name in names]
-        if exact and any(loses(weight, kind) for weight in weights):
+        weights = {name: self._read(name) for name in names}
+        if exact and any(loses(weight, self.kind) for weight in weights.values()):
             raise _Loses
-        packed, first = pack_together(weights, kind), 0
-        for name, weight in zip(names, weights, strict=True):
-            self._matrices[name] = packed.rows(first, rows := weight.shape[0])
-            first += rows
         at = None
         if biases:
             self._vectors |= {name: dense(self._read(name)).float() for name in biases}
             at = self._floats(torch.cat([self._vectors[name] for name in biases]))
-        return _Matrix(packed.data.data_ptr(), at, packed.outputs, packed.inputs, KINDS.index(kind))
+        return self._packed(weights, self.kind, at)
+
+    def _packed(self, weights: Mapping[str, Weight], kind: Kind, bias: int | None = None) -> _Matrix:
+        packed, first = pack_together(list(weights.values()), kind), 0
+        for name, weight in weights.items():
+            self._matrices[name] = packed.rows(first, rows := weight.shape[0])
+            first += rows
+        return _Matrix(packed.data.data_ptr(), bias, packed.outputs, packed.inputs, KINDS.index(kind))
 
     def _vector(self, name: str) -> int:
         self._vectors[name] = dense(self._read(name)).detach().float().clone()
