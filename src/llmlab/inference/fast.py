@@ -29,6 +29,7 @@ from llmlab.model.places import Places
 from llmlab.model.quantized import QuantizedLinear
 from llmlab.model.rotary import NoScaling, Rope
 from llmlab.model.transformer import Transformer
+from llmlab.runtime import threads as torch_threads
 
 
 class _Matrix(ctypes.Structure):
@@ -145,7 +146,8 @@ class FastModel:
         head = embedding if a.tied else self._table("head.weight")
         heads, key_heads, width = a.keyed.heads, a.keyed.key_heads, a.keyed.width(a.dim)
         places = Places.causal(1, a.context)
-        prepared = a.position.build(a.shape()).prepare(places, places)
+        with torch_threads(1):
+            prepared = a.position.build(a.shape()).prepare(places, places)
         cosine, sine = (self._floats(part[0, 0, :, 0, : width // 2]) for part in (prepared.cos, prepared.sin))
         shape = pages, a.layers, key_heads * width * PAGE
         # numpy asks for memory that the system fills with zeros page by page, torch writes them all at once

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmlab.model.groups import GROUP, Groups, Weight, dense
 from llmlab.model.quantized import checked
+from llmlab.runtime import threads
 
 TILE = 16
 Kind = Literal["int4", "int8", "bf16"]
@@ -62,9 +63,10 @@ def pack_together(weights: Sequence[Weight], kind: Kind) -> Packed:
     """Matrices that read the same inputs as one, their outputs one after another."""
     outputs, inputs = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     data, end = _room(outputs // TILE * (inputs // GROUP) * _BYTES[kind]), 0
-    for weight in weights:
-        start, end = end, end + weight.shape[0] // TILE * (inputs // GROUP) * _BYTES[kind]
-        _lay(weight, kind, data[start:end])
+    with threads(1):  # each part is soon done, and waiting for a thread that others keep from its core takes longer
+        for weight in weights:
+            start, end = end, end + weight.shape[0] // TILE * (inputs // GROUP) * _BYTES[kind]
+            _lay(weight, kind, data[start:end])
     return Packed(kind, data, outputs, inputs)
 
 
@@ -100,7 +102,8 @@ def _lay(weight: Weight, kind: Kind, to: Tensor) -> None:
     tiles, groups = outputs // TILE, inputs // GROUP
     if kind == "bf16":
         pairs = checked(dense(weight), "weights").bfloat16().contiguous().view(torch.int32)
-        to.view(torch.int32).view(tiles, inputs // 2, TILE).copy_(pairs.view(tiles, TILE, -1).transpose(1, 2))
+        across = pairs.numpy().reshape(tiles, TILE, -1).transpose(0, 2, 1)
+        to.numpy().view(np.int32).reshape(tiles, inputs // 2, TILE)[...] = across
         return
     if not isinstance(weight, Groups) or weight.bits > BITS[kind]:
         weight = quantised(dense(weight), kind)
