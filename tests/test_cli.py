@@ -52,6 +52,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "@", "--prompt", ""], "is empty"),
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
         (["chat", "@", "--temperature", "abc"], "--temperature"),
+        (["chat", "@", "--device", "gpu"], "device: unknown value 'gpu'"),
+        (["evaluate", "@", "--device", "cpu:7"], "device: 'cpu:7' is not available on this machine"),
         (["convert", "@", "OUT", "--to", "onnx"], "allowed:"),
         (["convert", "@", "OUT", "--to", "gguf", "--type", "q4_k"], "allowed: f32, f16, q8_0, q4_0, q4_1"),
         (["convert", "@", "OUT", "--type", "f16"], "is a type of gguf files"),

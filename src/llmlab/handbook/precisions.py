@@ -188,7 +188,7 @@ def model_timed(model: Transformer, settings: Mapping[str, Any], seed: int) -> d
     told |= {f"megabytes {m}": size(made[m]) / 1e6 if m in made else str(lacking(m)) for m in METHODS}
     told["outlier columns"] = _outliers(made["LLM.int8()"], prompts) if "LLM.int8()" in made else str(lacking("W8A8"))
     reason = native.available()
-    fast = {} if reason else {k: FastModel(copy.deepcopy(model), k, len(prompts) * -(-CONTEXT // PAGE)) for k in KINDS}
+    fast = {} if reason else {k: FastModel(model, k, len(prompts) * -(-CONTEXT // PAGE)) for k in KINDS}
     found: dict[str, list[float]] = {}
     runs: list[tuple[str, Transformer | FastModel]] = [
         *made.items(),
