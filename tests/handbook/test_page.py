@@ -220,7 +220,7 @@ def test_a_race_that_is_no_longer_defined_is_shown_by_its_name() -> None:
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_the_terminal_shows_the_races_of_a_question(lang: Any, tmp_path: Path) -> None:
-    assert ("Trained arms" if lang == "en" else "实际训练\n") not in show(36, lang, races=tmp_path)
+    assert ("Races\n" if lang == "en" else "对比实验\n") not in show(36, lang, races=tmp_path)
     save(record(), tmp_path)
     page = show(36, lang, races=tmp_path)
     assert max(map(cell_len, page.splitlines())) <= WIDTH

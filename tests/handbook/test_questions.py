@@ -19,8 +19,8 @@ import llmlab
 from llmlab.compression.int8_products import W8A8Linear, quantize_tokens
 from llmlab.errors import InputError
 from llmlab.handbook import (
+    decoding_desk,
     ladder,
-    q16_generation_parameters,
     q41_layernorm,
     q50_gelu,
     q51_swish,
@@ -481,7 +481,7 @@ def test_the_written_out_blocks_are_those_of_transformers() -> None:
 
 
 def test_the_sampler_question_scores_what_the_handbook_omits() -> None:
-    assert set(q16_generation_parameters.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
+    assert set(decoding_desk.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
     assert measured(16)["parameters_tried"] == 5
 
 

@@ -23,5 +23,6 @@ RACE = Trial(
     title=Text("precisions: what they cost in loss", "各种精度：损失代价"),
     arms={"trained": {"steps": 500, "text_rows": 16, "rate": 2e-2, "adamw_rate": 1e-2}},
     run=run,
+    listed=False,
     measures=tuple(f"{name}{method}" for name in ("", "planted ") for method in METHODS),
 )
