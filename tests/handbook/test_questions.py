@@ -254,6 +254,10 @@ def test_figures_are_finite_and_evidence_is_made_of_them(question: Question) -> 
     for spoken, other in zip(question.evidence(figures), doubled, strict=True):
         assert spoken != other, "the numbers of the evidence must come from the figures"
         assert "\n" not in spoken
+    again = question.tables({name: 2 * value + 1 for name, value in figures.items()})
+    for table, other in zip(question.tables(figures), again, strict=True):
+        assert table.rows != other.rows, "and so must those of its tables"
+        assert {len(row) for row in table.rows} == {len(table.heads)}
 
 
 @each_formula
@@ -494,6 +498,10 @@ def spoken(question: Question) -> Iterator[Text]:
         yield claim.said
         yield from (check.asks for check in claim.checks)
     yield question.evidence(measured(question.number))
+    for table in question.tables(measured(question.number)):
+        yield table.title
+        cells = (cell for line in (table.heads, *table.rows) for cell in line)
+        yield from (cell for cell in cells if isinstance(cell, Text))
     yield Text(*(record(question)["evidence"][lang] for lang in ("en", "zh")))
 
 

@@ -15,6 +15,7 @@ from llmlab.handbook.question import (
     Check,
     Claim,
     Language,
+    Question,
     Table,
     Text,
     Verdict,
@@ -46,6 +47,7 @@ STYLES = {
     Verdict.PREDICTED_ONLY: "cyan",
     Verdict.NOT_REPRODUCED: "magenta",
 }
+WITHOUT_RACES = Text(", races aside", "，不含对比实验")
 KINDS = {"main": Text("answer", "正题"), "aside": Text("aside", "旁论"), "control": Text("control", "对照")}
 TIERS = {
     "F": Text("(formula tier, under 2 s)", "（公式级，2 秒以内）"),
@@ -132,7 +134,7 @@ def show(number: int, lang: str = "en", record: Record | None = None, width: int
     section(SAYS, [question.claim.in_language(spoken)])
     section(RIGHT, [question.correction.in_language(spoken)])
     section(PAPERS, list(question.papers))
-    section(RUNS, [question.run.in_language(spoken), TIERS[TIER_LETTER[question.tier]].in_language(spoken)])
+    section(RUNS, [question.run.in_language(spoken), _tier(question, spoken)])
     section(FOUND, [record["evidence"][spoken] if record else UNRUN.in_language(spoken)])
     for table in question.tables(record["figures"]) if record else ():
         lines.extend([*(f"  {line}".rstrip() for line in _figures(table, spoken, width - 2)), ""])
@@ -183,6 +185,12 @@ def wrapped(text: str, width: int, indent: str = "", hanging: str = "") -> list[
         line += piece if line else piece.lstrip()
     lines.append(line.rstrip())
     return [indent + (hanging if number else "") + line for number, line in enumerate(lines)]
+
+
+def _tier(question: Question, lang: Language) -> str:
+    """How long the figures take; those of races took longer, which stands beside each."""
+    tier = TIERS[TIER_LETTER[question.tier]].in_language(lang)
+    return f"{tier[:-1]}{WITHOUT_RACES.in_language(lang)}{tier[-1]}" if question.races else tier
 
 
 def race_line(record: Mapping[str, Any], lang: Language) -> str:

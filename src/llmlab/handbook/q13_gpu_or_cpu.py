@@ -8,24 +8,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmlab.handbook import speeds
-from llmlab.handbook.ledger import shaped
-from llmlab.handbook.live_bytes import LiveBytes
+from llmlab.handbook import gpu_on_paper, speeds
 from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
 from llmlab.handbook.raced import Told
-from llmlab.handbook.roofline import Roofline, Work, decode_work, prefill_work
-from llmlab.handbook.smollm2_shape import LLAMA_7B, LLAMA_VOCABULARY, SMOLLM2, VOCABULARY
+from llmlab.handbook.roofline import Roofline, decode_work, prefill_work
+from llmlab.handbook.smollm2_shape import SMOLLM2, VOCABULARY
 from llmlab.inference.cache import DenseCache
 from llmlab.model.attention import GroupedQuery
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture
 from llmlab.stages import Session
 
-# NVIDIA A100 80 GB SXM, data sheet of 2021: 2,039 GB/s; 312 TFLOP/s in bf16 on tensor cores, without sparsity.
-A100 = Roofline(bandwidth=2.039e12, peak=312e12)
-DESKTOP = 51.2e9  # bytes a second: two channels of DDR4-3200, each 8 bytes wide
-KERNEL = 3.8e-6  # seconds a short kernel launched one after another; Gray 2019, NVIDIA's post on CUDA Graphs
-PROMPT, LENGTH = 2048, 1024  # tokens of a prompt, and of a text while it is written
 CLOSE = 1.5  # times the roofline
 SMALL = Architecture(layers=2, dim=96, context=64, attention=GroupedQuery(heads=6, kv_heads=2))
 SMALL_VOCABULARY, READ = 160, 20
@@ -38,42 +31,6 @@ def _intensities() -> Figures:
         found[f"decode_intensity_{rows}"] = decode_work(SMOLLM2, VOCABULARY, "fp32", rows, 128, 4).intensity
         found[f"prefill_intensity_{rows}"] = prefill_work(SMOLLM2, VOCABULARY, "fp32", rows, 128, 4).intensity
     return found
-
-
-def _seven() -> tuple[Work, Work]:
-    """Of LLaMA-7B in two bytes a number, one text: a prompt read, and a token written."""
-    prompt = prefill_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, PROMPT, 2)
-    return prompt, decode_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, LENGTH, 2)
-
-
-def _on_paper() -> Figures:
-    """Ceilings of published machines for a token of 7B weights, the cache aside, and a small model's launches."""
-    token = decode_work(LLAMA_7B, LLAMA_VOCABULARY, "bf16", 1, 0, 2)
-    small = decode_work(SMOLLM2, VOCABULARY, "bf16", 1, LENGTH, 2)
-    launches = _operations()
-    a100, desktop = A100.bandwidth / token.bytes, DESKTOP / token.bytes
-    return {
-        "a100_7b_tokens": a100,
-        "desktop_7b_tokens": desktop,
-        "ceilings_gap": max(abs(a100 / 151 - 1), abs(desktop / 3.8 - 1)),
-        "a100_ridge": A100.ridge,
-        "operations_a_token": launches,
-        "launched_tokens": 1 / (launches * KERNEL),
-        "launches_over_memory": launches * KERNEL / A100.seconds(small.bytes, small.flops),
-    }
-
-
-def _operations() -> float:
-    """Operations with a result of their own in one token of SmolLM2: from two and four layers, the rest is a line."""
-    counted: list[int] = []
-    for layers in (2, 4):
-        model, cache = shaped(SMOLLM2, 16, layers=layers), DenseCache(2)
-        model.hidden(torch.zeros(1, 1, dtype=torch.int64), Places.causal(1, 1), cache)
-        with LiveBytes() as live:
-            model.logits(model.hidden(torch.zeros(1, 1, dtype=torch.int64), Places.causal(1, 2)[:, 1:], cache))
-        counted.append(live.operations)
-    each = (counted[1] - counted[0]) / 2
-    return counted[0] + each * (SMOLLM2.layers - 2)
 
 
 def _counts(seed: int) -> Figures:
@@ -95,7 +52,7 @@ def _counts(seed: int) -> Figures:
 
 @torch.no_grad()
 def figures(session: Session) -> Figures:
-    return _intensities() | _on_paper() | _counts(session.seed)
+    return _intensities() | gpu_on_paper.ceilings() | _counts(session.seed)
 
 
 # ---------------------------------------------------------------- timed
@@ -116,9 +73,9 @@ def raced(told: Mapping[str, Told]) -> Figures:
     bandwidth = 1e9 * statistics.median(value for kind in KINDS for value in race.values(kind, "gigabytes/s"))
     here = {kind: Roofline(bandwidth, 1e9 * out[f"{kind}: gigaflops/s"]) for kind in KINDS}
     one = decode_work(SMOLLM2, VOCABULARY, "fp32", 1, 128, 4)
-    prompt, token = _seven()
-    phases = [A100.seconds(work.bytes, work.flops) for work in (prompt, token)]
-    ours = [here["bf16"].seconds(work.bytes, work.flops) for work in (prompt, token)]
+    works = gpu_on_paper.seven()
+    phases = [gpu_on_paper.A100.seconds(work.bytes, work.flops) for work in works]
+    ours = [here["bf16"].seconds(work.bytes, work.flops) for work in works]
     prefill, decode = (cpu / gpu for cpu, gpu in zip(ours, phases, strict=True))
     return out | {
         "bandwidth": bandwidth,
@@ -364,6 +321,28 @@ QUESTION = Question(
             errors=("E13.2",),
         ),
         Claim(
+            "sizes",
+            "speed depends on the size of the model and of the input",
+            "快慢取决于模型多大、输入多长",
+            (
+                Check(
+                    "size_cost",
+                    ">",
+                    1.0,
+                    "bytes that a token reads, LLaMA-7B over SmolLM2, bf16",
+                    "每词元须读的字节数，LLaMA-7B 比 SmolLM2，bf16",
+                ),
+                Check(
+                    "length_cost",
+                    ">",
+                    1.0,
+                    "the same of SmolLM2, after 8,192 tokens over after 128",
+                    "SmolLM2 的同一数，写到第 8,192 个词元比第 128 个",
+                ),
+            ),
+            kind="aside",
+        ),
+        Claim(
             "counts",
             "our count of the work is right",
             "本库对工作量的计数正确",
@@ -394,15 +373,17 @@ QUESTION = Question(
     uses=(
         "llmlab/handbook/roofline.py",
         "llmlab/handbook/speeds.py",
+        "llmlab/handbook/gpu_on_paper.py",
         "llmlab/inference/engine.py",
         "llmlab/inference/batching.py",
         "llmlab/inference/step.cpp",
     ),
     settings={
-        "a100": [A100.bandwidth, A100.peak],
-        "desktop": DESKTOP,
-        "kernel": KERNEL,
-        "lengths": [PROMPT, LENGTH, READ],
+        "a100": [gpu_on_paper.A100.bandwidth, gpu_on_paper.A100.peak],
+        "desktop": gpu_on_paper.DESKTOP,
+        "kernel": gpu_on_paper.KERNEL,
+        "lengths": [gpu_on_paper.PROMPT, gpu_on_paper.LENGTH, READ],
+        "compared": [gpu_on_paper.SHORT, gpu_on_paper.LONG],
         "batches": list(BATCHES),
     },
 )

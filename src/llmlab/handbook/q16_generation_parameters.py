@@ -379,6 +379,7 @@ QUESTION = Question(
         "vocabulary": desk.VOCABULARY,
         "lengths": [desk.PROMPT, desk.ANSWER],
         "temperatures": [*desk.TEMPERATURES, desk.COLD],
+        "kept": [desk.NUCLEUS, desk.FIRST],
         "draws": [desk.DRAWS, desk.FACES],
         "stops": desk.STOPS,
         "omitted": desk.OMITTED,
