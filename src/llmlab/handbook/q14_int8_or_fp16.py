@@ -134,8 +134,9 @@ QUESTION = Question(
         "than fp32 where arithmetic is waited for.",
         "要看方法、阶段与指令集。整数乘整数（W8A8）胜在等计算的场合，前提是 CPU 或 GPU 有整数点积；只把权重存成整数，"
         "胜在等数据的场合，即解码，前提是内核已融合。LLM.int8() 把离群列另算，在 BLOOM-176B 上比 fp16 慢 15% 至 23%，"
-        "在 T5-11B 上用时 3.7 倍，不过是一块 GPU 比两块（作者 2022 年在 Hugging Face 的文章）。决定快慢的是位宽：bf16 范围与 fp32 相当，字节"
-        "只有一半。fp16 自身的毛病正是范围（最大 65504）；没有 fp16 运算指令时，凡等计算处都比 fp32 慢。",
+        "在 T5-11B 上用时 3.7 倍，不过是一块 GPU 比两块（作者 2022 年在 Hugging Face 的文章）。决定快慢的是位宽："
+        "bf16 范围与 fp32 相当，字节只有一半。fp16 自身的毛病正是范围（最大 65504）；没有 fp16 运算指令时，凡等计算处"
+        "都比 fp32 慢。",
     ),
     run=Text(
         "Range and rounding of fp16 and bf16; our integer products against exact arithmetic. Timed in turn, five "

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmlab.handbook.question import Text
+from llmlab.handbook.races.precision_speed import METHODS
 from llmlab.handbook.trials import Trial
-
-METHODS = ("fp32", "bf16", "fp16", "W8A16", "W8A8", "LLM.int8()", "W4A16")
 
 
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
