@@ -11,27 +11,23 @@ import subprocess
 import sys
 import time
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import kind, members
-from tests.inference.test_row import Slow
 
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.errors import InputError, LlmlabError
-from llmlab.inference.batching import Batching, Request
 from llmlab.inference.constrain import Constrainer, Constraint, Grammar, JsonSchema, Regex
-from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
-from llmlab.inference.text import text_of
 from llmlab.language_model import LanguageModel
 from llmlab.model.transformer import Architecture
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
+KINDS = [str(member.model_fields["kind"].default) for member in get_args(get_args(Constraint)[0])]
 TEXT = '{"name": "Ada", "tags": ["a", "b"], "n": -12.5e3, "ok": true} yes no maybe 三国 😀 ' * 20
 
 
@@ -140,12 +136,12 @@ SCHEMAS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("schema", SCHEMAS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0.5, 1.0, 5.0]))
 def test_a_random_model_writes_json_of_a_schema(name: str, schema: str, seed: int, temperature: float) -> None:
     lm = model_of(name)
     sampling = Sampling(
-        max_new_tokens=900,
+        max_new_tokens=400,
         seed=seed,
         temperature=temperature,
         constraint=JsonSchema(schema=SCHEMAS[schema]),
@@ -156,7 +152,7 @@ def test_a_random_model_writes_json_of_a_schema(name: str, schema: str, seed: in
         check_json(text, schema)
     else:
         assert reply.finish_reason == "length"
-        assert len(reply.ids) == 900
+        assert len(reply.ids) == 400
     assert not set(reply.ids[:-1]) & lm.tokenizer.special_ids
 
 
@@ -164,12 +160,12 @@ def test_most_answers_end_by_themselves() -> None:
     """Without which the test above would hold for a guide that forbids the end."""
     lm, ended = model_of("byte_level"), 0
     for schema in SCHEMAS:
-        for seed in range(5):
-            sampling = Sampling(max_new_tokens=900, seed=seed, constraint=JsonSchema(schema=SCHEMAS[schema]))
+        for seed in range(4):
+            sampling = Sampling(max_new_tokens=400, seed=seed, constraint=JsonSchema(schema=SCHEMAS[schema]))
             reply = lm.reply(lm.prompt("hello"), sampling)
             reply.read()
             ended += reply.finish_reason == "stop"
-    assert ended >= 15
+    assert ended >= 10
 
 
 PATTERNS = [
@@ -222,28 +218,6 @@ def test_a_random_model_writes_a_language_that_no_regex_has() -> None:
             assert not set(text) - set("0123456789+*()")
             assert eval(text) > 0
     assert ended
-
-
-def test_the_engine_many_rows_and_batching_are_held_alike() -> None:
-    lm = model_of("byte_level")
-    stops, prompts = lm.stop_ids, [lm.prompt(text) for text in ("a", "hello there", "no")]
-    sampling = Sampling(max_new_tokens=80, constraint=Regex(pattern=r"[a-z]{2,9}(, [a-z]{2,9}){0,4}\."))
-    assert sampling.constraint is not None
-    guides = [lm.constrainer.guide(sampling.constraint, stops) for _ in prompts]
-    here = generate(lm.model, prompts, sampling, stops, [1, 2, 3], guides=guides)
-    slow = Slow(lm.model)
-    slow.vocab_size = lm.model.vocab_size
-    batching = Batching(slow)
-    there = [
-        batching.generate([Request(prompt, sampling, stops, seed, guide=lm.guide(sampling))])[0]
-        for prompt, seed in zip(prompts, (1, 2, 3), strict=True)
-    ]
-    for ours, theirs in zip(here, there, strict=True):
-        assert ours.ids == theirs.ids
-        text = text_of(lm.tokenizer, ours.ids)
-        assert ours.finish_reason == "stop"
-        assert re.fullmatch(sampling.constraint.pattern, text)  # type: ignore[union-attr]
-    assert len({tuple(one.ids) for one in here}) == 3
 
 
 def test_max_new_tokens_cuts_and_says_so() -> None:
@@ -440,8 +414,8 @@ REFUSED: dict[str, list[Any]] = {
         for text in (
             "", "x", "start: foo", "start: (((", "start: " + "(" * 3000, "start: " + "(" * 60_000,
             "start: a0\n" + "\n".join(f"a{at}: a{at + 1}" for at in range(20_000)) + '\na20000: "x"',
-            "start: A\nA: B\nB: A", 'start: A\nA: "a"{1000000}', 'start: %json {"$ref": "#"}',
-            "start: %json " + "[" * 3000,
+            "start: A\nA: B\nB: A",
+            'start: A\nA: "a"{1000000}', 'start: %json {"$ref": "#"}', "start: %json " + "[" * 3000,
             "start: /" + "a?" * 30_000 + "/", "start: A\nA: " + '"a"? ' * 4000, "start: A\nA: " + "~(" * 1000,
         )
     ],
@@ -492,20 +466,12 @@ def outcomes(forms: list[tuple[str, Any]]) -> list[tuple[str, float]]:
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize("one", [kind(member) for member in members(Constraint)])
-def test_hostile_forms_are_refused_within_a_second_and_kill_nobody(one: str) -> None:
-    forms = [(one, fields) for fields in REFUSED[one]]
-    for (_, fields), (said, seconds) in zip(forms, outcomes(forms), strict=True):
-        assert said.startswith("sampling.constraint: "), (str(fields)[:80], said)
+@pytest.mark.parametrize("one", KINDS)
+def test_hostile_forms_are_refused_and_odd_ones_followed_within_a_second_and_none_kills(one: str) -> None:
+    forms = [(one, fields) for fields in [*SOUND[one], *REFUSED[one]]]
+    for at, ((_, fields), (said, seconds)) in enumerate(zip(forms, outcomes(forms), strict=True)):
+        assert said == "ok" if at < len(SOUND[one]) else said.startswith("sampling.constraint: "), (fields, said)
         assert len(said) < 400
-        assert seconds < 1, str(fields)[:80]
-
-
-@pytest.mark.parametrize("one", [kind(member) for member in members(Constraint)])
-def test_odd_forms_that_mean_something_are_followed(one: str) -> None:
-    forms = [(one, fields) for fields in SOUND[one]]
-    for (_, fields), (said, seconds) in zip(forms, outcomes(forms), strict=True):
-        assert said == "ok", (str(fields)[:80], said)
         assert seconds < 1, str(fields)[:80]
 
 

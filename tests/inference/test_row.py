@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,11 +17,14 @@ from transformers import NoRepeatNGramLogitsProcessor
 
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.batching import Batching, Request
+from llmlab.inference.constrain import Constrainer, Regex
 from llmlab.inference.engine import Completion, generate
 from llmlab.inference.row import History, Row, draw, rows_of
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.stepper import Piece
+from llmlab.inference.text import text_of
 from llmlab.model.transformer import Architecture, Transformer
+from llmlab.tokenization.train import BPE, train_tokenizer
 
 VOCABULARY, CONTEXT = 13, 64
 CPU = torch.device("cpu")
@@ -103,7 +107,7 @@ class Slow:
     """A stepper that says its logits by a whole forward pass of each text; NaN after some ids."""
 
     def __init__(self, model: Transformer, sick: int | None = None) -> None:
-        self.model, self.sick, self.pages, self.vocab_size = model, sick, 40, VOCABULARY
+        self.model, self.sick, self.pages, self.vocab_size = model, sick, 40, model.vocab_size
         self.architecture = model.architecture
         self._texts: dict[int, list[int]] = {}
 
@@ -120,9 +124,9 @@ class Slow:
         """Nothing is kept on pages."""
 
 
-def tiny() -> Transformer:
+def tiny(vocabulary: int = VOCABULARY) -> Transformer:
     sizes = {"layers": 2, "dim": 32, "context": CONTEXT, "initial_std": 0.3}
-    return Architecture.model_validate(sizes).build(VOCABULARY, seed=1).eval()
+    return Architecture.model_validate(sizes).build(vocabulary, seed=1).eval()
 
 
 def test_each_setting_has_a_test() -> None:
@@ -175,6 +179,25 @@ def test_rows_draw_in_company_what_each_draws_alone(prompts: list[list[int]], se
         logits = 2 * torch.randn(len(prompts), VOCABULARY, generator=noise)
         drawn = draw(together, logits)
         assert drawn == [row.draw(logits[slot : slot + 1]) for slot, row in enumerate(alone)]
+
+
+def test_many_rows_of_the_engine_and_batching_are_held_to_a_form_alike() -> None:
+    tokenizer = train_tokenizer(BPE(vocab_size=260), iter(["a"]))
+    assert tokenizer.eos_id is not None
+    model, constrainer, stops = tiny(300), Constrainer(tokenizer), [tokenizer.eos_id]  # 300: 40 ids that are no tokens
+    form = Regex(pattern=r"[a-z]{2,5}(, [a-z]{2,5}){0,3}\.")
+    sampling, seeds = Sampling(max_new_tokens=50, constraint=form), [1, 2, 3]
+    prompts = [tokenizer.encode(text) for text in ("a", "hello there", "no")]
+    here = generate(model, prompts, sampling, stops, seeds, guides=[constrainer.guide(form, stops) for _ in prompts])
+    asked = zip(prompts, seeds, strict=True)
+    there = Batching(Slow(model)).generate(
+        [Request(prompt, sampling, stops, seed, guide=constrainer.guide(form, stops)) for prompt, seed in asked]
+    )
+    for ours, theirs in zip(here, there, strict=True):
+        assert ours.ids == theirs.ids
+        assert ours.finish_reason == "stop"
+        assert re.fullmatch(form.pattern, text_of(tokenizer, ours.ids))
+    assert len({tuple(one.ids) for one in here}) == 3
 
 
 def test_a_copied_row_goes_a_way_of_its_own() -> None:
