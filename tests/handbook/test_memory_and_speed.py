@@ -10,7 +10,7 @@ import torch
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.where import open_model
 from llmlab.handbook import release, speeds
-from llmlab.handbook.int8_cache import Int8Cache
+from llmlab.inference.int8_cache import Int8Cache
 from llmlab.handbook.ledger import MIB, cached_bytes, fill, holes, in_pieces, lengths, reserved, wasted, whole
 from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.handbook.races.release import RACE as RELEASE

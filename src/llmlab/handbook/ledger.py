@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmlab.handbook.int8_cache import Int8Cache
+from llmlab.inference.int8_cache import Int8Cache
 from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.engine import PREFILL_COLUMNS

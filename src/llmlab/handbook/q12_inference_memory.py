@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from llmlab.handbook.costs import over_seeds
-from llmlab.handbook.int8_cache import Int8Cache
+from llmlab.inference.int8_cache import Int8Cache
 from llmlab.handbook.ledger import (
     MIB,
     Pass,
@@ -423,7 +423,7 @@ QUESTION = Question(
     uses=(
         "llmlab/handbook/ledger.py",
         "llmlab/handbook/live_bytes.py",
-        "llmlab/handbook/int8_cache.py",
+        "llmlab/inference/int8_cache.py",
         "llmlab/handbook/release.py",
         "llmlab/inference/cache.py",
         "llmlab/inference/pages.py",
