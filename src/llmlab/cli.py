@@ -223,10 +223,17 @@ def generate(
     repetition_penalty: Penalty = 1.0,
     stop: Stop = None,
     seed: Seed = 0,
+    search: Annotated[
+        str | None, typer.Option("--search", help="beam, contrastive, best_of, or '{kind: beam, beams: 4}'.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="dense, int8, or '{kind: rolling, window: 1024, sinks: 4}'.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text, streaming."""
-    from llmlab.language_model import load
+    """Continue a text, streaming; what is searched for comes at the end."""
+    from llmlab.language_model import Ways, load
+    from llmlab.recipe import override, parse
 
     sampling = _sampling(
         "generate",
@@ -238,11 +245,13 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
+    chosen = [f"{name}={value}" for name, value in (("search", search), ("cache", cache)) if value is not None]
+    ways = parse(Ways, override(Ways, {}, chosen), "generate")
     text = prompt if prompt is not None else _standard_input()
     lm = load(model, weights)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     _notice(lm.why)
-    done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
+    done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
     _answer(as_json, done, "")
 
 

@@ -50,7 +50,9 @@ class Rolling(_Kind):
             raise InputError("cache", f"rolling cannot go with mask {a.mask.kind}", "causal models, or dense")
         for position in positions_of(a):
             if not position.moves:
-                problem = f"rolling gives tokens new places, but {position.kind} positions are told once, with the token"
+                problem = (
+                    f"rolling gives tokens new places, but {position.kind} positions are told once, with the token"
+                )
                 raise InputError("cache", problem, "dense")
         if self.sinks + self.window > a.context:
             problem = f"window {self.window} and sinks {self.sinks} are more than the context of {a.context}"

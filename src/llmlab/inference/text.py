@@ -47,6 +47,13 @@ class TextStream:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    def copy(self) -> TextStream:
+        """One that goes on from here by itself."""
+        other = TextStream(self._tokenizer, self._stops, self._at_start)
+        other._decoder.setstate(self._decoder.getstate())
+        other._held, other.stopped = self._held, self.stopped
+        return other
+
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
