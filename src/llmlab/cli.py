@@ -227,7 +227,7 @@ def generate(
         str | None, typer.Option("--search", help="beam, contrastive, best_of, or '{kind: beam, beams: 4}'.")
     ] = None,
     cache: Annotated[
-        str | None, typer.Option("--cache", help="dense, int8, or '{kind: rolling, window: 1024, sinks: 4}'.")
+        str | None, typer.Option("--cache", help="dense, int8, rolling, or '{kind: rolling, window: 1024}'.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

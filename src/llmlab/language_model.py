@@ -300,8 +300,13 @@ class LanguageModel:
             "prefill_tokens": len(reply.prompt),
             "prefill_tokens_per_second": _rate(len(reply.prompt), reply.prefill_seconds),
             "finish_reason": reply.finish_reason,
-            "weights": self.why,
+            "weights": self.why if ways is None or ways.cache is None else self._plainly,
         }
+
+    @property
+    def _plainly(self) -> str:
+        """`why`, for what the native step is not asked to do."""
+        return self.why if self.batching is None else f"{self.why.partition(',')[0]}, plain path"
 
     def _searched(
         self,
@@ -324,7 +329,7 @@ class LanguageModel:
             "prefill_tokens": len(ids),
             "prefill_tokens_per_second": _rate(len(ids), front.start_seconds),
             "finish_reason": best.finish_reason,
-            "weights": self.why,
+            "weights": self._plainly,
         }
 
 

@@ -36,7 +36,7 @@ class Beam(SearchPart):
     diversity_penalty: float = Field(
         0.0,
         ge=0,
-        description="taken from a token's log-probability for each beam of the groups before that goes on with it",
+        description="taken from a token's log-probability for each beam of the groups before that says it",
     )
     length_penalty: float = Field(1.0, description="above 0 favours long texts, below 0 short ones; 0: the plain sum")
     early_stopping: bool | Literal["never"] = Field(
@@ -85,8 +85,7 @@ class Beam(SearchPart):
             for groups in told:
                 said: Counter[int] = Counter()
                 for group in groups:
-                    group.step(best, rules, said)
-                    said.update(beam.ids[-1] for beam in group.running)
+                    said.update(group.step(best, rules, said))
             running = [beam for groups in told for group in groups for beam in group.running]
             if not running:
                 return [
@@ -141,15 +140,16 @@ class _Group:
     def __post_init__(self) -> None:
         self.running, self.width = [_Beginning(0.0, [], self.row)], self.search.beams // self.search.groups
 
-    def step(self, best: _Best, rules: Rules, said: Mapping[int, int]) -> None:
+    def step(self, best: _Best, rules: Rules, said: Mapping[int, int]) -> list[int]:
+        """Go on by one token; which tokens were taken, by texts that end with them too."""
         if not self.running:
-            return
+            return []
         self.length += 1
         before, self.running = self.running, []
         ordered = sorted(self._nexts(before, best, said), key=lambda one: -one.score)
         if not ordered:
             self._no_way_on(before)
-            return
+        taken = []
         for rank, one in enumerate(ordered):
             if len(self.running) == self.width or (self.length == self.limit and rank == self.width):
                 break
@@ -158,8 +158,12 @@ class _Group:
                 self.running.append(_Beginning(one.score, [*one.parent.ids, one.token], one.parent.row))
             elif rank < self.width:  # one that ends further down is no find
                 self._end(one, "stop" if stopped else "length")
+            else:
+                continue
+            taken.append(one.token)
         if self._settled():
             self.running = []
+        return taken
 
     def _nexts(self, before: list[_Beginning], best: _Best, said: Mapping[int, int]) -> Iterator[_Next]:
         penalty = self.search.diversity_penalty

@@ -39,7 +39,9 @@ class Rolling(_Kind):
 
     kind: Literal["rolling"] = "rolling"
     endless: ClassVar[bool] = True
-    window: int = Field(gt=0, description="how many of the newest tokens are kept, the one at hand included")
+    window: int | None = Field(
+        None, gt=0, description="how many of the newest tokens are kept, the one at hand included; null: what fits the context"
+    )
     sinks: int = Field(4, ge=0, description="how many of the first tokens are kept")
 
     def build(self, capacity: int, architecture: Architecture) -> RollingCache:
@@ -54,10 +56,11 @@ class Rolling(_Kind):
                     f"rolling gives tokens new places, but {position.kind} positions are told once, with the token"
                 )
                 raise InputError("cache", problem, "dense")
-        if self.sinks + self.window > a.context:
-            problem = f"window {self.window} and sinks {self.sinks} are more than the context of {a.context}"
-            raise InputError("cache", problem, f"window {max(1, a.context - self.sinks)}")
-        return RollingCache(self.window, self.sinks)
+        window = a.context - self.sinks if self.window is None else self.window
+        if window < 1 or self.sinks + window > a.context:
+            told = f"sinks {self.sinks}" if self.window is None else f"window {window} and sinks {self.sinks}"
+            raise InputError("cache", f"rolling with {told} does not fit the context of {a.context}", "take fewer")
+        return RollingCache(window, self.sinks)
 
 
 class Int8(_Kind):
