@@ -457,7 +457,7 @@ QUESTION = Question(
     evidence=evidence,
     races=("temperatures",),
     raced=raced,
-    uses=("llmlab/inference/sampling.py", "llmlab/inference/engine.py"),
+    uses=("llmlab/inference/sampling.py", "llmlab/inference/engine.py", "llmlab/inference/beam.py"),
     settings={
         "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
         "vocabulary": VOCABULARY,

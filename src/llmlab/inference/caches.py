@@ -40,7 +40,9 @@ class Rolling(_Kind):
     kind: Literal["rolling"] = "rolling"
     endless: ClassVar[bool] = True
     window: int | None = Field(
-        None, gt=0, description="how many of the newest tokens are kept, the one at hand included; null: what fits the context"
+        None,
+        gt=0,
+        description="how many of the newest tokens are kept, the one at hand included; null: what fits the context",
     )
     sinks: int = Field(4, ge=0, description="how many of the first tokens are kept")
 
