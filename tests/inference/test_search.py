@@ -22,6 +22,7 @@ from llmlab.inference.contrastive import Contrastive
 from llmlab.inference.engine import generate
 from llmlab.inference.front import DecoderFront
 from llmlab.inference.hypothesis import Hypothesis, SearchPart
+from llmlab.inference.rules import Rules
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.search import Search
 from llmlab.model.transformer import Architecture, Transformer
@@ -485,3 +486,18 @@ def test_every_setting_of_a_row_is_minded(search: SearchPart, setting: dict[str,
     assert plain != changed
     if "no_repeat_ngram_size" in setting:
         assert len(set(changed)) == len(changed)
+
+
+def test_asking_whether_a_text_ends_leaves_it_as_it_is() -> None:
+    rules = Rules([[1]], Sampling(), [9], Tail((2, 3)))
+    rules.process(torch.zeros(1, 10))
+    assert [rules.ends(0, token) for token in (2, 3, 9)] == [False, False, True]
+    rules.advance([2, 2, 5], [0, 0, 0])
+    assert [rules.ends(row, 3) for row in range(3)] == [True, True, False]
+
+
+def test_a_stop_token_may_come_when_enough_was_said() -> None:
+    rules = Rules([[1]], Sampling(min_new_tokens=2), [0])
+    for said in range(4):
+        assert bool(rules.process(torch.zeros(1, 3))[0, 0].isinf()) == (said < 2)
+        rules.advance([1], [0])
