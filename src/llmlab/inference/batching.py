@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from llmlab.errors import LlmlabError
 from llmlab.inference.constrain import Guide
 from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
-from llmlab.inference.row import Row, rows_of
+from llmlab.inference.row import Drawn, Row, draw, rows_of
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.speculative import Guesser, Known
 from llmlab.inference.stepper import Piece, Stepper
@@ -155,6 +156,7 @@ class Batching:
         drawn."""
         tokens = []
         known = {text.number: len(text.ids) for text, _ in asked}
+        drawn = self._drawn(asked, logits_RV)
         for slot, (text, place) in enumerate(asked):
             logits_1V = logits_RV[slot : slot + 1]
             if text.scores(place):
@@ -165,8 +167,20 @@ class Batching:
             if guessed >= 0:
                 self.counts.accepted += 1
                 self._remember(text, 1)
-            tokens.append(self._draw(text, logits_1V))
+            tokens.append(self._token(text, drawn.get(slot) or text.row.draw(logits_1V), logits_1V))
         return tokens
+
+    def _drawn(self, asked: Sequence[tuple[_Text, int]], logits_RV: Tensor) -> dict[int, Drawn]:
+        """The first token that each text draws now, by slot: texts of like samplings together."""
+        alike = defaultdict[str, list[int]](list)
+        for slot, (text, place) in enumerate(asked):
+            if place == len(text.ids) - 1:
+                alike[text.row.sampling.alike].append(slot)
+        found = dict[int, Drawn]()
+        for slots in alike.values():
+            logits_BV = logits_RV if len(slots) == len(logits_RV) else logits_RV[slots]
+            found |= zip(slots, draw([asked[slot][0].row for slot in slots], logits_BV), strict=True)
+        return found
 
     # ------------------------------------------------------------ who is next
 
@@ -250,8 +264,7 @@ class Batching:
 
     # ------------------------------------------------------------ the next token
 
-    def _draw(self, text: _Text, logits_1V: Tensor) -> Token:
-        drawn = text.row.draw(logits_1V)
+    def _token(self, text: _Text, drawn: Drawn, logits_1V: Tensor) -> Token:
         if drawn.finish_reason is not None:
             self._finish(text)
         if drawn.error:

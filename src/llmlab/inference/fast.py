@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmlab.inference import native
@@ -223,23 +224,22 @@ class FastModel:
     def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
         """float32 [R, V]: the logits after the tokens `ask`, counted through all pieces."""
         ids = [id for piece in pieces for id in piece.ids]
-        places = [piece.start + at for piece in pieces for at in range(len(piece.ids))]
+        places = [place for piece in pieces for place in range(piece.start, piece.start + len(piece.ids))]
         longest = max(len(piece.pages) for piece in pieces)
-        padded = torch.tensor([[*piece.pages, *[0] * (longest - len(piece.pages))] for piece in pieces])
-        counts = torch.tensor([len(piece.ids) for piece in pieces])
-        return self._rows(ids, places, padded.repeat_interleave(counts, 0), ask)
+        padded = np.array([[*piece.pages, *[0] * (longest - len(piece.pages))] for piece in pieces], np.int32)
+        return self._rows(ids, places, padded.repeat([len(piece.ids) for piece in pieces], 0), ask)
 
     def clear(self, page: int) -> None:
         """Zeros on a page."""
         self._keys[page], self._values[page] = 0, 0
 
-    def _rows(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
+    def _rows(self, ids: Sequence[int], places: Sequence[int], tables: NDArray[np.int32], ask: Sequence[int]) -> Tensor:
         """Row i is token ids[i] at places[i] of the text whose pages are tables[i] ([M, pages of the longest])."""
         logits = torch.empty(len(ask), self.vocab_size)
-        numbers = [torch.tensor(values, dtype=torch.int32) for values in (ids, places, ask)]
-        tables = tables.to(torch.int32).contiguous()
-        self._library.llmlab_step(
-            self._engine, len(ids), *(ctypes.c_void_p(t.data_ptr()) for t in (*numbers[:2], tables)), tables.shape[1],
-            len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()),
+        numbers = [np.array(values, np.int32) for values in (ids, places, ask)]
+        tables = np.ascontiguousarray(tables, np.int32)
+        native.library().llmlab_step(
+            self._engine, len(ids), *(ctypes.c_void_p(n.ctypes.data) for n in (*numbers[:2], tables)), tables.shape[1],
+            len(ask), ctypes.c_void_p(numbers[2].ctypes.data), ctypes.c_void_p(logits.data_ptr()),
         )  # fmt: skip
         return logits

@@ -118,8 +118,8 @@ class Row:
         copied.guide = None if self.guide is None else self.guide.copy()
         return copied
 
-    def ban(self, banned_V: Tensor) -> None:
-        """Mark what must not come now. Errors: LlmlabError where nothing else is left, or the guide fails."""
+    def ban(self, banned_V: Tensor) -> list[str]:
+        """Mark what must not come now; the settings that ban it. Errors: LlmlabError where the guide fails."""
         by = []
         if self.guide is not None:
             allowed_V, width = self.guide.allowed().to(banned_V.device), len(banned_V)
@@ -132,8 +132,7 @@ class Row:
         if self.early:
             banned_V[[id for id in self.stops if 0 <= id < len(banned_V)]] = True
             by.append("min_new_tokens")
-        if by and bool(banned_V.all()):
-            raise LlmlabError(f"sampling.{' and '.join(by)}: no token is left that could come after {self.length}")
+        return by
 
     @property
     def early(self) -> bool:
@@ -184,15 +183,19 @@ def rows_of(
 
 
 def processed(rows: Sequence[Row], logits_BV: Tensor) -> tuple[Tensor, dict[int, str]]:
-    """The logits [B, V] of the distributions that rows of one sampling draw from; what ails which of the rows."""
+    """The logits [B, V] of the distributions that rows of like samplings draw from; what ails which of the rows."""
     banned_BV, errors = None, dict[int, str]()
     if any(row.guide is not None or row.early or row.sampling.no_repeat_ngram_size for row in rows):
         banned_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+        bans = [list[str]() for _ in rows]
         for slot, row in enumerate(rows):
             try:
-                row.ban(banned_BV[slot])
+                bans[slot] = row.ban(banned_BV[slot])
             except LlmlabError as error:
                 errors[slot] = str(error)
+        for slot in banned_BV.all(-1).nonzero()[:, 0].tolist():
+            by, place = " and ".join(bans[slot]), rows[slot].length
+            errors.setdefault(slot, f"sampling.{by}: no token is left that could come after {place}")
     seen = [row.history.seen_V for row in rows if row.history.seen_V is not None]
     counts = [row.history.counts_V for row in rows if row.history.counts_V is not None]
     seen_BV, counts_BV = (torch.stack(each) if each else None for each in (seen, counts))
@@ -200,7 +203,8 @@ def processed(rows: Sequence[Row], logits_BV: Tensor) -> tuple[Tensor, dict[int,
 
 
 def draw(rows: Sequence[Row], logits_BV: Tensor) -> list[Drawn]:
-    """The next tokens of rows that have one sampling, each taken by its row. What a row draws depends on that row."""
+    """The next tokens of rows of like samplings (`Sampling.alike`), each taken by its row. What a row draws depends on
+    that row alone."""
     processed_BV, errors = processed(rows, logits_BV)
     greedy = rows[0].sampling.greedy
     ids_B, logprobs_B = choose(processed_BV, greedy, [row.key for row in rows], [row.length for row in rows])

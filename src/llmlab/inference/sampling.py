@@ -4,6 +4,7 @@ Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ from llmlab.runtime import derive
 
 # What one request may name: so many ids, so many letters in all its stop texts.
 MOST_BIASES, MOST_STOP_LETTERS = 1024, 65_536
+
+
+LENGTHS = ("max_new_tokens", "min_new_tokens")
 
 
 class Sampling(Section):
@@ -89,6 +93,11 @@ class Sampling(Section):
     def greedy(self) -> bool:
         """Whether no chance is left."""
         return self.temperature == 0 or self.top_k == 1
+
+    @cached_property
+    def alike(self) -> str:
+        """Equal for samplings whose rows `process` may be handed together: what it does not read may differ."""
+        return self.model_dump_json(exclude={"constraint", "no_repeat_ngram_size", "stop", "seed", *LENGTHS})
 
     @property
     def counts(self) -> bool:
