@@ -316,7 +316,7 @@ def test_the_native_step_can_be_switched_off(
     save_model(tmp_path / "model", whole_tiles.model, whole_tiles.tokenizer)
     monkeypatch.setenv("LLMLAB_NATIVE", "0")
     lm = llmlab.load(tmp_path / "model", "int8")
-    assert lm.batching is None
+    assert lm._native is None
     assert lm.why == "int8 weights, plain path: switched off by LLMLAB_NATIVE=0"
     assert lm.generate("hello", max_new_tokens=2) is not None
 
@@ -338,7 +338,7 @@ def test_another_device_gets_the_model_and_what_is_asked_of_it(
     monkeypatch.setattr(runtime, "device", torch.device)
     monkeypatch.setattr(Tensor, "to", _told(Tensor.to))
     lm = llmlab.load(folder, kind, "meta")
-    assert lm.batching is None
+    assert lm._native is None
     tensors = [*lm.model.parameters(), *lm.model.buffers()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert "computes on meta" in lm.why

@@ -31,9 +31,12 @@ from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import require_continuing, stream
 from llmlab.inference.front import DecoderFront, Front, TimedFront
+from llmlab.inference.pages import PAGE
+from llmlab.inference.plain_step import PlainModel, unpaged
 from llmlab.inference.row import FinishReason
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.search import Found, Search, found
+from llmlab.inference.speculative import Draft, Guesser, Lookup, PromptLookup, Speculation
 from llmlab.inference.text import TextStream
 from llmlab.model.places import Places
 from llmlab.model.pooling import Pooling
@@ -137,6 +140,10 @@ class Ways(Section):
     cache: CacheKind | None = Field(None, description="what keys and values are kept in")
 
 
+class _Speculating(Section):
+    speculate: Speculation
+
+
 class LanguageModel:
     """A model with its tokenizer. Settings of `Sampling` may be given by name to whatever generates."""
 
@@ -149,8 +156,51 @@ class LanguageModel:
     ) -> None:
         self.bundle = bundle
         self._choice = choice
-        self.batching = batching  # how texts are made where the native step does it
+        self._native = batching
+        self._guesses = False
         self.why = why
+
+    @cached_property
+    def batching(self) -> Batching | None:
+        """Many texts at once: by the native step where it makes texts, else by the plain one. None for a model whose
+        past is no keys in pages, which makes one text or one padded batch at a time."""
+        if self._native is not None:
+            return self._native
+        if unpaged(self.model) is not None:
+            return None
+        return Batching(PlainModel(self.model, 2 * -(-self.context // PAGE)))
+
+    def speculate(self, how: Any) -> None:
+        """From now on let guesses save steps (a kind of `inference.speculative`, as a section, a mapping or a name);
+        they change no byte of what the native step says. Errors: InputError for a model that makes one text at a time,
+        and for a draft model of another vocabulary."""
+        chosen = parse(_Speculating, {"speculate": how}, "generate").speculate
+        if self.batching is None:
+            problem = f"cannot go with a model of which {unpaged(self.model)}"
+            raise InputError("speculate", problem, "leave it out")
+        if isinstance(chosen, Lookup):
+            guesser: Guesser = PromptLookup(chosen.tokens, chosen.ngram)
+        else:
+            draft = load(chosen.model, chosen.weights)
+            if draft.batching is None or not self._same_tokens(draft):
+                problem = "keeps no keys" if draft.batching is None else "reads and writes other tokens than the model"
+                raise InputError("speculate.model", f"{chosen.model} {problem}", "the model's own in int4 would do")
+            guesser = Draft(draft.batching.model, chosen.tokens)
+        self.batching.guesser, self._guesses = guesser, True
+
+    def _same_tokens(self, other: LanguageModel) -> bool:
+        a, b = self.tokenizer, other.tokenizer
+        return a.vocab_size == b.vocab_size and all(
+            a.token_bytes(id) == b.token_bytes(id) for id in range(a.vocab_size)
+        )
+
+    def _alone(self, ways: Ways) -> Batching | None:
+        """What makes a single text, where that is not the plain engine. Errors: InputError for ways that guesses cannot
+        go with."""
+        chosen = [f"{way} {part.kind}" for way, part in (("search", ways.search), ("cache", ways.cache)) if part]
+        if chosen and self._guesses:
+            raise InputError("speculate", f"cannot go with {chosen[0]}", "leave one of them out")
+        return None if chosen or not (self._native or self._guesses) else self.batching
 
     def explain(self) -> list[str]:
         """Why texts are made the way they are, for a person: weights, path, and what was measured on this machine."""
@@ -289,6 +339,7 @@ class LanguageModel:
         ways = _ways(search=search, cache=cache)
         if ways.search is None:
             raise InputError("search", "is missing", "beam, contrastive or best_of")
+        self._alone(ways)
         return self._found(self.prompt(prompt), _sampling(settings), ways.search, DecoderFront(self.model, ways.cache))
 
     def _found(self, ids: Sequence[int], sampling: Sampling, search: Search, front: Front) -> list[Found]:
@@ -339,6 +390,7 @@ class LanguageModel:
             raise InputError("prompt", "is empty")
         ids = self.prompt(conversation(text, system) if chat else text)
         if ways is not None and ways.search is not None:
+            self._alone(ways)
             return self._searched(ids, sampling, ways.search, ways.cache, on_text)
         reply = self.reply(ids, sampling, ways=ways)
         for piece in reply:
@@ -357,7 +409,7 @@ class LanguageModel:
     @property
     def _plainly(self) -> str:
         """`why`, for what the native step is not asked to do."""
-        return self.why if self.batching is None else f"{self.why.partition(',')[0]}, plain path"
+        return self.why if self._native is None else f"{self.why.partition(',')[0]}, plain path"
 
     def _searched(
         self,
@@ -404,7 +456,7 @@ class Reply(Iterator[str]):
         self.finish_reason: FinishReason | None = None
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._pieces = self._run(lm, sampling, memory, ways.cache)
+        self._pieces = self._run(lm, sampling, memory, ways.cache, lm._alone(ways))
 
     def __next__(self) -> str:
         piece: str = next(self._pieces)
@@ -422,13 +474,18 @@ class Reply(Iterator[str]):
         self._pieces.close()
 
     def _run(
-        self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None, cache: CacheKind | None
+        self,
+        lm: LanguageModel,
+        sampling: Sampling,
+        memory: PromptCache | None,
+        cache: CacheKind | None,
+        batching: Batching | None,
     ) -> Generator[str]:
         guide = lm.guide(sampling)
         text = TextStream(lm.tokenizer, sampling.stop, start=lm._starts(self.prompt, guide))
         began = time.perf_counter()
-        if lm.batching is not None and cache is None:
-            tokens = lm.batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed, guide=guide))
+        if batching is not None:
+            tokens = batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed, guide=guide))
         else:
             tokens = stream(
                 lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory, guide=guide, cache=cache

@@ -68,7 +68,7 @@ def _arithmetic(kind: str, native: bool) -> torch.dtype:
 
 def _timed(lm: LanguageModel, prompts: Prompts, new: int) -> tuple[float, float]:
     """Seconds until every row has its first token, and seconds of the fastest step that gives each row one more."""
-    if lm.batching is not None:
+    if lm.batching is not None and isinstance(lm.batching.model, FastModel):
         return _batched(lm.batching, prompts, new)
     times = token_times(lm.model, prompts, new)
     return times[0], min(after - before for before, after in itertools.pairwise(times))

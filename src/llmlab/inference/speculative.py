@@ -11,14 +11,37 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, process
 from llmlab.inference.stepper import Piece, Stepper
+from llmlab.recipe import KINDS, Section
 
 STEP_TOKENS = 256  # of a draft model's reading
+
+
+class Lookup(Section):
+    """Guesses from the text itself: what followed when its last tokens stood there before."""
+
+    kind: Literal["lookup"] = "lookup"
+    tokens: int = Field(8, gt=0, le=64, description="most guesses a step")
+    ngram: int = Field(3, gt=0, le=16, description="the longest run of last tokens that is looked for")
+
+
+class Drafted(Section):
+    """Guesses from another model of the same vocabulary, smaller or in coarser weights."""
+
+    kind: Literal["draft"] = "draft"
+    model: str = Field(description="the draft model: a name, a folder or a file, as the model itself")
+    weights: str = Field("auto", description="its weights: auto, fp32, bf16, int8 or int4")
+    tokens: int = Field(4, gt=0, le=64, description="most guesses a step")
+
+
+Speculation = Annotated[Lookup | Drafted, *KINDS]
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ class PromptLookup(Guesser):
 
 
 @dataclass
-class _Drafted:
+class _Held:
     """A text in the draft model: the ids whose keys it holds, how many are the text's for certain, and where."""
 
     ids: list[int] = field(default_factory=list)
@@ -84,7 +107,7 @@ class Draft(Guesser):
     def __init__(self, model: Stepper, tokens: int = 4) -> None:
         self.model, self.tokens = model, tokens
         self._pages = Pages(model.pages)
-        self._texts: dict[int, _Drafted] = {}
+        self._texts: dict[int, _Held] = {}
 
     def guess(self, texts: Sequence[Known]) -> list[list[int]]:
         guesses: list[list[int]] = [[] for _ in texts]
@@ -92,12 +115,12 @@ class Draft(Guesser):
         while going:
             pieces, rows = [], []
             for row in going:
-                text, drafted = texts[row], self._texts[texts[row].number]
-                if not self._grow(drafted, len(drafted.ids) + 1):
+                text, held = texts[row], self._texts[texts[row].number]
+                if not self._grow(held, len(held.ids) + 1):
                     continue
                 last = guesses[row][-1] if guesses[row] else text.ids[-1]
-                pieces.append(Piece([last], len(drafted.ids), drafted.pages))
-                drafted.ids.append(last)
+                pieces.append(Piece([last], len(held.ids), held.pages))
+                held.ids.append(last)
                 rows.append(row)
             if not rows:
                 break
@@ -113,34 +136,34 @@ class Draft(Guesser):
         return guesses
 
     def forget(self, number: int) -> None:
-        if (drafted := self._texts.pop(number, None)) is not None:
-            self._pages.give_back(drafted.pages)
+        if (held := self._texts.pop(number, None)) is not None:
+            self._pages.give_back(held.pages)
 
     def _read(self, text: Known) -> bool:
         """Take back what was guessed wrongly and read all but the text's last token; whether a guess is of use."""
         if text.most < 1 or len(text.ids) + text.most > self.model.architecture.context:
             return False
-        drafted = self._texts.setdefault(text.number, _Drafted())
-        kept, last = drafted.sure, len(text.ids) - 1
-        while kept < min(len(drafted.ids), last) and drafted.ids[kept] == text.ids[kept]:
+        held = self._texts.setdefault(text.number, _Held())
+        kept, last = held.sure, len(text.ids) - 1
+        while kept < min(len(held.ids), last) and held.ids[kept] == text.ids[kept]:
             kept += 1
-        del drafted.ids[kept:]
-        while len(drafted.ids) < last:
-            ids = list(text.ids[len(drafted.ids) : min(last, len(drafted.ids) + STEP_TOKENS)])
-            if not self._grow(drafted, len(drafted.ids) + len(ids)):
+        del held.ids[kept:]
+        while len(held.ids) < last:
+            ids = list(text.ids[len(held.ids) : min(last, len(held.ids) + STEP_TOKENS)])
+            if not self._grow(held, len(held.ids) + len(ids)):
                 self.forget(text.number)
                 return False
-            self.model.step([Piece(ids, len(drafted.ids), drafted.pages)], [])
-            drafted.ids += ids
-        drafted.sure = last
+            self.model.step([Piece(ids, len(held.ids), held.pages)], [])
+            held.ids += ids
+        held.sure = last
         return True
 
-    def _grow(self, drafted: _Drafted, length: int) -> bool:
-        while len(drafted.pages) * PAGE < length:
+    def _grow(self, held: _Held, length: int) -> bool:
+        while len(held.pages) * PAGE < length:
             page = self._pages.take()
             if page is None:
                 return False
-            drafted.pages.append(page)
+            held.pages.append(page)
         return True
 
 
