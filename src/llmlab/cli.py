@@ -284,6 +284,58 @@ def chat(
         _answer(True, {"turns": turns}, "")
 
 
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar="LLMLAB_API_KEY", help="Asked for on every route; by default a new one."),
+    ] = None,
+    no_api_key: Annotated[bool, typer.Option("--no-api-key", help="Ask for none; on loopback only.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name to answer to beside localhost; may be given again."),
+    ] = None,
+    weights: Weights = "auto",
+    why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's clients expect it.
+
+    With --json: one object once it listens, {host, port, url, model, weights}.
+    """
+    from llmlab.language_model import load
+
+    if why:
+        reason = load(model, weights).why
+        _answer(as_json, {"model": model, "why": reason}, reason)
+        return
+    serving = _serving()
+    key = serving.key_of(host, api_key, no_api_key)
+    keys = None if key is None else serving.Keys([key])
+    bound, address = serving.bind(host, port)
+    lm, name = load(model, weights), serving.name_of(model)
+    if key is not None and api_key is None:
+        print(f"API key: {key}", file=sys.stderr, flush=True)
+    told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}
+    line = f"{name} ({lm.why}) at {address.url}/v1; Ctrl-C ends it"
+    hosts = serving.hosts_of(host, allow_host or [])
+    serving.serve(lm, name, keys, bound, hosts, lambda: _answer(as_json, told, line))
+
+
+def _serving() -> Any:
+    """The module that serves, whose packages not everybody has."""
+    try:
+        from llmlab.serving import serve as serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client", "h11"):
+            raise
+        raise InputError("serve", f"needs {error.name}", "pip install 'llmlab[serving]'") from None
+    return serving
+
+
 def _notice(text: str) -> None:
     """A line for whoever sits at the terminal, and for nobody else."""
     if sys.stderr is not None and sys.stderr.isatty():

@@ -26,13 +26,15 @@ from llmlab.runtime import threads
 
 # Tokens of one step. More make prompts no faster and let those who are answering wait longer.
 STEP_TOKENS, STEP_ROWS = 256, 64
+NO_ID = -1  # of the token that ends a request which draws nothing
 
 
 @dataclass(frozen=True)
 class Request:
     """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
-    do not. `echo`: score the prompt's ids as well."""
+    do not. `echo`: score the prompt's ids as well. `draws` false: the prompt is read and nothing is answered; one
+    token of id NO_ID ends it, and bears the scores."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -40,6 +42,7 @@ class Request:
     seed: int = 0
     likeliest: int | None = None
     echo: bool = False
+    draws: bool = True
 
 
 @dataclass(eq=False)
@@ -92,7 +95,9 @@ class Batching:
         has ids outside the vocabulary."""
         room = min(self.model.architecture.context, self.model.pages * PAGE)
         prompt, vocabulary = list(request.prompt), self.model.vocab_size
-        (row,) = rows_of([prompt], request.sampling, [request.seed], None, room)
+        if not request.draws and len(prompt) > room:
+            raise InputError("prompt", f"has {len(prompt)} tokens, the context holds {room}")
+        (row,) = rows_of([prompt], request.sampling, [request.seed], None, room + (not request.draws))
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             wrong = next(id for id in prompt if not 0 <= id < vocabulary)
             raise InputError("prompt", f"{wrong} is outside the vocabulary of {vocabulary}")
@@ -148,7 +153,7 @@ class Batching:
             if text.scores(place):
                 text.scored.append(score(logits_1V, text.ids[place + 1], text.request.likeliest or 0))
             if place == len(text.ids) - 1:
-                tokens.append(self._draw(text, logits_1V))
+                tokens.append(self._draw(text, logits_1V) if text.request.draws else self._read(text))
         return tokens
 
     # ------------------------------------------------------------ who is next
@@ -233,6 +238,10 @@ class Batching:
         wanted = text.request.likeliest
         scored = None if wanted is None else score(logits_1V, id, wanted)
         return Token(text.number, id, logprob, reason, scored, tuple(text.scored) if len(text.ids) == first else ())
+
+    def _read(self, text: _Text) -> Token:
+        self._finish(text)
+        return Token(text.number, NO_ID, 0.0, "length", None, tuple(text.scored))
 
     def _finish(self, text: _Text) -> None:
         self._running.remove(text)

@@ -28,7 +28,7 @@ from llmlab.model.linear import Role
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]  # error: the request failed by itself, and says nothing more
 
 # Prompts go through the model in pieces: at most so many tokens of all rows, and so many columns, at a time. The first
 # bounds the memory of activations, the second that of the mask.

@@ -1,0 +1,135 @@
+"""A real server on a free port: uvicorn in a thread, a tiny model with a chat template, clients with and without key."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from torch import Tensor
+
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.inference import native
+from llmlab.inference.batching import Batching
+from llmlab.inference.fast import FastModel
+from llmlab.inference.pages import PAGE
+from llmlab.inference.stepper import Piece
+from llmlab.language_model import LanguageModel
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.serving.api import create
+from llmlab.serving.keys import Keys
+from llmlab.serving.serve import Server, bind
+from llmlab.serving.worker import WAITING, Worker
+from llmlab.tokenization.tokenizer import Tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
+
+CONTEXT, KEY, NAME = 256, "a-key-for-tests", "tiny"
+
+
+class Uncached:
+    """A stepper that keeps ids where others keep keys, and runs the whole text again: slow, exact, any model."""
+
+    def __init__(self, model: Transformer, pages: int) -> None:
+        self.model, self.pages, self.ids = model, pages, torch.zeros(pages, PAGE, dtype=torch.int64)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
+        rows = []
+        for piece in pieces:
+            end = piece.start + len(piece.ids)
+            for at, id in enumerate(piece.ids, piece.start):
+                self.ids[piece.pages[at // PAGE], at % PAGE] = id
+            text = self.ids[list(piece.pages)].flatten()[None, :end]
+            rows.append(self.model(text)[0, piece.start :])
+        return torch.cat(rows)[list(ask)].float()
+
+
+def model_of(tokenizer: Tokenizer, **fields: Any) -> Bundle:
+    sizes: dict[str, Any] = {"layers": 2, "dim": 64, "context": CONTEXT, "initial_std": 0.3}
+    sizes["attention"] = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 32}
+    sizes["feedforward"] = {"kind": "swiglu", "width": 96}
+    architecture = Architecture.model_validate(sizes | fields)
+    return Bundle(architecture.build(tokenizer.vocab_size, seed=5), tokenizer, architecture, "tiny")
+
+
+def served(tokenizer: Tokenizer, pages: int = 400, step_rows: int = 64, **fields: Any) -> LanguageModel:
+    """A model with continuous batching: native where this machine can, else the plain one above."""
+    bundle = model_of(tokenizer, **fields)
+    stepper = Uncached(bundle.model, pages) if native.missing() else FastModel(bundle.model, "bf16", pages)
+    return LanguageModel(bundle, Batching(stepper, step_rows=step_rows), "bf16 weights, native step")
+
+
+@dataclass
+class Running:
+    """A server and how to reach it."""
+
+    url: str
+    lm: LanguageModel
+    worker: Worker
+    app: Any
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=20)
+
+    def asynchronous(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=30)
+
+    def http(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=20)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        with self.http() as client:
+            return client.post(path, json=body)
+
+
+@contextlib.contextmanager
+def running(lm: LanguageModel, waiting: int = WAITING, keys: Sequence[str] | None = (KEY,)) -> Iterator[Running]:
+    app = create(lm, NAME, None if keys is None else Keys(keys), (), waiting)
+    bound, address = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    server = Server(app, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield Running(address.url, lm, app.state.worker, app)
+    finally:
+        server.should_exit = True
+        thread.join(15)
+        with contextlib.suppress(OSError):
+            bound.shutdown(socket.SHUT_RDWR)
+        bound.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="package")
+def tokenizer() -> Tokenizer:
+    """Every byte a token, a few pairs, and ChatML; whole tiles of 16, as the native step wants them."""
+    return train_tokenizer(BPE(vocab_size=272), iter(["the whale and the sea and the ship " * 20]))
+
+
+@pytest.fixture(scope="package")
+def server(tokenizer: Tokenizer) -> Iterator[Running]:
+    """One server for all tests that leave it as it was."""
+    with running(served(tokenizer)) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with server.openai() as found:
+        yield found
