@@ -66,11 +66,13 @@ def model_of(tokenizer: Tokenizer, **fields: Any) -> Bundle:
     return Bundle(architecture.build(tokenizer.vocab_size, seed=5), tokenizer, architecture, "tiny")
 
 
-def served(tokenizer: Tokenizer, pages: int = 400, step_rows: int = 64, **fields: Any) -> LanguageModel:
+def served(
+    tokenizer: Tokenizer, pages: int = 400, step_rows: int = 64, step_tokens: int = 256, **fields: Any
+) -> LanguageModel:
     """A model with continuous batching: native where this machine can, else the plain one above."""
     bundle = model_of(tokenizer, **fields)
     stepper = Uncached(bundle.model, pages) if native.missing() else FastModel(bundle.model, "bf16", pages)
-    return LanguageModel(bundle, Batching(stepper, step_rows=step_rows), "bf16 weights, native step")
+    return LanguageModel(bundle, Batching(stepper, step_tokens, step_rows), "bf16 weights, native step")
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Running:
     lm: LanguageModel
     worker: Worker
     app: Any
+    http: httpx.Client  # with the key
 
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=20)
@@ -88,12 +91,8 @@ class Running:
     def asynchronous(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=30)
 
-    def http(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=20)
-
     def post(self, path: str, **body: Any) -> httpx.Response:
-        with self.http() as client:
-            return client.post(path, json=body)
+        return self.http.post(path, json=body)
 
 
 @contextlib.contextmanager
@@ -106,7 +105,8 @@ def running(lm: LanguageModel, waiting: int = WAITING, keys: Sequence[str] | Non
     thread.start()
     try:
         assert ready.wait(10)
-        yield Running(address.url, lm, app.state.worker, app)
+        with httpx.Client(base_url=address.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as http:
+            yield Running(address.url, lm, app.state.worker, app, http)
     finally:
         server.should_exit = True
         thread.join(15)

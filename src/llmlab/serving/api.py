@@ -24,7 +24,7 @@ from llmlab.serving.figures import Counted, Figures
 from llmlab.serving.keys import Doors, Keys
 from llmlab.serving.layouts import ChatLayout, Layout, TextLayout
 from llmlab.serving.reading import read_body
-from llmlab.serving.refusals import Refused, refusal, refused
+from llmlab.serving.refusals import Caught, Refused, refusal, refused
 from llmlab.serving.wanted import Asking, Wanted
 from llmlab.serving.worker import WAITING, Worker
 
@@ -55,9 +55,9 @@ def create(
     app.state.worker = worker
     routes = Routes(lm, name, worker, figures)
     app.include_router(routes.router)
-    for kind in (LlmlabError, Exception):
-        app.add_exception_handler(kind, _refused)
+    app.add_exception_handler(LlmlabError, _refused)
     app.add_exception_handler(HTTPException, _of_http)
+    app.add_middleware(Caught)
     app.add_middleware(Doors, keys=keys, names=names)
     app.add_middleware(Counted, figures=figures)
     return app

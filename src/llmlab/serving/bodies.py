@@ -110,6 +110,8 @@ class Generation(Body):
     def _short_stops(cls, value: list[str]) -> list[str]:
         if any(not 0 < len(stop) <= STOP_CHARACTERS for stop in value):
             raise ValueError(f"a stop text has 1 to {STOP_CHARACTERS} characters")
+        if any("\ud800" <= character <= "\udfff" for stop in value for character in stop):
+            raise ValueError("a stop text holds half of a surrogate pair, which no text does")
         return value
 
     @field_validator("logit_bias")

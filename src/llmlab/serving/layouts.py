@@ -88,7 +88,7 @@ class ChatLayout(Layout):
 
     def part(self, index: int, told: Told) -> dict[str, Any]:
         delta = {"content": told.text} if told.text or told.entries else {}
-        logprobs = self.logprobs(told.entries) if told.entries else None
+        logprobs = self.logprobs(told.entries) if told.entries or told.finish_reason is not None else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": told.finish_reason}
 
     def scores(self, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class TextLayout(Layout):
         }
 
     def part(self, index: int, told: Told) -> dict[str, Any]:
-        logprobs = self.logprobs(told.entries) if told.entries else None
+        logprobs = self.logprobs(told.entries) if told.entries or told.finish_reason is not None else None
         return {"index": index, "text": told.text, "logprobs": logprobs, "finish_reason": told.finish_reason}
 
     def scores(self, entries: Sequence[Entry]) -> dict[str, Any]:

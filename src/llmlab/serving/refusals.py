@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmlab.errors import InputError, LlmlabError
 from llmlab.serving.worker import Dead, Full
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_AFTER = 1  # seconds; a place is free as soon as any answer ends
+
+log = logging.getLogger("llmlab.serving")
 
 
 class Refused(LlmlabError):
@@ -61,3 +65,26 @@ def refused(error: Exception) -> JSONResponse:
     status, message, param, code = meaning(error)
     headers = {"Retry-After": str(RETRY_AFTER)} if status == 429 else None
     return refusal(status, message, param, code, headers)
+
+
+class Caught:
+    """Around the routes: a defect is logged and answered as one, and the connection stays good for the next request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def heard(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, heard)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            log.exception("a request failed")
+            await refused(error)(scope, receive, send)
