@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmlab.errors import InputError, LlmlabError
+from llmlab.options import sampling_options
 
 
 class _InOrder(TyperGroup):
@@ -43,13 +44,6 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
-MaxNew = Annotated[int, typer.Option("--max-new-tokens", help="Stop after so many tokens.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens that hold this much probability.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Keep so many of the likeliest tokens; 0 keeps all.")]
-Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes what was said less likely.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given again.")]
-Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal text.")]
 
 
 def _answer(as_json: bool, value: dict[str, Any], text: str) -> None:
@@ -206,6 +200,7 @@ def families(as_json: AsJson = False) -> None:
 
 
 @app.command()
+@sampling_options()
 def generate(
     model: Model,
     prompt: Annotated[
@@ -216,28 +211,12 @@ def generate(
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
     weights: Weights = "auto",
-    max_new_tokens: MaxNew = 128,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    stop: Stop = None,
-    seed: Seed = 0,
+    sampling: Any = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming."""
     from llmlab.language_model import load
 
-    sampling = _sampling(
-        "generate",
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k or None,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
     text = prompt if prompt is not None else _standard_input()
     lm = load(model, weights)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
@@ -247,17 +226,12 @@ def generate(
 
 
 @app.command()
+@sampling_options(max_new_tokens=512, temperature=0.7, top_p=0.95)
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     weights: Weights = "auto",
-    max_new_tokens: MaxNew = 512,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.95,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    stop: Stop = None,
-    seed: Seed = 0,
+    sampling: Any = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model.
@@ -267,16 +241,6 @@ def chat(
     from llmlab.language_model import load
     from llmlab.talk import talk
 
-    sampling = _sampling(
-        "chat",
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k or None,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
     lm = load(model, weights)
     _notice(lm.why)
     turns = talk(lm, sampling, system, quiet=as_json)
@@ -340,13 +304,6 @@ def _notice(text: str) -> None:
     """A line for whoever sits at the terminal, and for nobody else."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(text, file=sys.stderr)
-
-
-def _sampling(place: str, **values: Any) -> Any:
-    from llmlab.inference.sampling import Sampling
-    from llmlab.recipe import parse
-
-    return parse(Sampling, values, place)
 
 
 def _standard_input() -> str:

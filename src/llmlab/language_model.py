@@ -24,9 +24,11 @@ from llmlab.errors import InputError, unknown
 from llmlab.inference import native
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.cache import PromptCache
+from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
-from llmlab.inference.engine import FinishReason, require_continuing, stream
+from llmlab.inference.engine import require_continuing, stream
 from llmlab.inference.fast import quickened, unfit
+from llmlab.inference.row import FinishReason
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.text import TextStream
 from llmlab.model.places import Places
@@ -144,6 +146,18 @@ class LanguageModel:
         ids = {tokenizer.eos_id, *map(tokenizer.token_id, ENDS)} & tokenizer.special_ids
         chat = self.renderer.stop_ids if tokenizer.chat_template is not None else frozenset[int]()
         return chat.union(id for id in ids if id is not None)
+
+    @cached_property
+    def constrainer(self) -> Constrainer:
+        """What makes guides for this tokenizer. InputError where llguidance is not installed."""
+        return Constrainer(self.tokenizer)
+
+    def guide(self, sampling: Sampling) -> Guide | None:
+        """What holds one answer to `sampling.constraint`; None where there is none.
+
+        Errors: InputError for a form that is not sound, too large, or that no text has.
+        """
+        return None if sampling.constraint is None else self.constrainer.guide(sampling.constraint, self.stop_ids)
 
     def logits(self, ids: Tensor, decoder_ids: Tensor | None = None) -> Tensor:
         """int64 [B, T] -> float32 [B, T, V], each row one text from its first position, whole and without padding, seen
@@ -293,13 +307,15 @@ class Reply(Iterator[str]):
 
     def _run(self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None) -> Generator[str]:
         tokenizer = lm.tokenizer
+        guide = lm.guide(sampling)
         first = bool(lm.bundle.architecture.encoder_layers) or tokenizer.special_ids.issuperset(self.prompt)
-        text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space)
+        # A guide counts every byte, a space of spelling too, and lets none come that its form does not have.
+        text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space and guide is None)
         began = time.perf_counter()
         if lm.batching is not None:
-            tokens = lm.batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed))
+            tokens = lm.batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed, guide=guide))
         else:
-            tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory)
+            tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory, guide=guide)
         for token in tokens:
             if not self.ids:
                 self.prefill_seconds, began = time.perf_counter() - began, time.perf_counter()

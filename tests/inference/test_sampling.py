@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from llmlab.errors import InputError
+from llmlab.inference import processors as bend
 from llmlab.inference import sampling as s
 from llmlab.inference.sampling import Sampling
 from llmlab.recipe import parse
@@ -33,14 +34,14 @@ def random_logits(seed: int, rows: int = 3, vocabulary: int = 300, spread: float
 def test_temperature_is_that_of_transformers(seed: int, temperature: float) -> None:
     logits = random_logits(seed)
     theirs = TemperatureLogitsWarper(temperature)(None, logits).log_softmax(-1)
-    torch.testing.assert_close(s.temper(logits, temperature).log_softmax(-1), theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bend.temper(logits, temperature).log_softmax(-1), theirs, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, k=st.integers(1, 400))
 def test_top_k_is_that_of_transformers(seed: int, k: int) -> None:
     logits = random_logits(seed)
-    torch.testing.assert_close(s.keep_top_k(logits, k), TopKLogitsWarper(k)(None, logits), rtol=0, atol=0)
+    torch.testing.assert_close(bend.keep_top_k(logits, k), TopKLogitsWarper(k)(None, logits), rtol=0, atol=0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,7 +53,7 @@ def test_top_k_is_that_of_transformers(seed: int, k: int) -> None:
 )
 def test_top_p_is_that_of_transformers(seed: int, p: float, spread: float, vocabulary: int) -> None:
     logits = random_logits(seed, vocabulary=vocabulary, spread=spread)
-    ours, theirs = s.keep_top_p(logits, p), TopPLogitsWarper(p)(None, logits)
+    ours, theirs = bend.keep_top_p(logits, p), TopPLogitsWarper(p)(None, logits)
     differ = ours != theirs  # sums run from the other end there: the token at the very edge may fall on either side
     assert differ.sum(-1).max() <= 1
     assert (logits.softmax(-1)[differ] < 0.2).all()
@@ -64,7 +65,7 @@ def test_top_p_keeps_a_token_while_the_likelier_ones_hold_less(seed: int, p: flo
     logits = random_logits(seed, vocabulary=50)
     before = (logits.softmax(-1).double()[:, None, :] * (logits[:, None, :] > logits[:, :, None])).sum(-1)
     edge = (before - p).abs() < 1e-5
-    assert ((s.keep_top_p(logits, p) > -torch.inf) == (before < p))[~edge].all()
+    assert ((bend.keep_top_p(logits, p) > -torch.inf) == (before < p))[~edge].all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,12 +75,12 @@ def test_repetition_penalty_is_that_of_transformers(seed: int, penalty: float) -
     ids = torch.randint(300, (3, 40), generator=torch.Generator().manual_seed(seed + 1))
     seen = torch.zeros(3, 300, dtype=torch.bool).scatter_(1, ids, True)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-    torch.testing.assert_close(s.penalise_repetition(logits, seen, penalty), theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(bend.penalise_repetition(logits, seen, penalty), theirs, rtol=1e-6, atol=0)
 
 
 def test_repetition_penalty_lowers_both_signs() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0]])
-    lowered = s.penalise_repetition(logits, torch.tensor([[True, True, False]]), 2.0)
+    lowered = bend.penalise_repetition(logits, torch.tensor([[True, True, False]]), 2.0)
     assert lowered.tolist() == [[1.0, -4.0, 1.0]]
 
 

@@ -1,4 +1,4 @@
-"""A real server on a free port: uvicorn in a thread, a tiny model with a chat template, clients with and without key."""
+"""A real server on a free port: uvicorn in a thread, a tiny model with a chat template, clients with a key."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def served(
 
 @dataclass
 class Running:
-    """A server and how to reach it."""
+    """A server and how to reach it. `lm` is the model served, or better a twin of it that tests may ask themselves: the
+    batching of the model served belongs to the worker's thread."""
 
     url: str
     lm: LanguageModel
@@ -126,6 +127,7 @@ def tokenizer() -> Tokenizer:
 def server(tokenizer: Tokenizer) -> Iterator[Running]:
     """One server for all tests that leave it as it was."""
     with running(served(tokenizer)) as found:
+        found.lm = served(tokenizer)
         yield found
 
 

@@ -211,7 +211,9 @@ def test_contents_may_come_in_parts_and_answers_may_go_back(server: Running, cli
     assert client.chat.completions.create(model=NAME, messages=more, max_tokens=2).choices
     developer: list[Any] = [{"role": "developer", "content": "be kind"}, *HELLO]
     system = [{"role": "system", "content": "be kind"}, *HELLO]
-    answers = [client.chat.completions.create(model=NAME, messages=m, max_tokens=8, seed=1) for m in (developer, system)]
+    answers = [
+        client.chat.completions.create(model=NAME, messages=m, max_tokens=8, seed=1) for m in (developer, system)
+    ]
     assert answers[0].choices == answers[1].choices
 
 

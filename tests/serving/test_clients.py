@@ -1,4 +1,4 @@
-"""Clients that leave, too many of them, a worker that dies, an end by signal: nobody else notices, or is told at once."""
+"""Clients that leave, too many of them, a worker that dies, an end: nobody else notices, or is told at once."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_a_client_that_leaves_frees_its_place(narrow: Running, when: str, stream
         for line in lines:
             line.close()
         if when != "queued":
-            others = [pool.submit(narrow.post, "/v1/completions", prompt="the sea", max_tokens=20, seed=s) for s in want]
+            others = [
+                pool.submit(narrow.post, "/v1/completions", prompt="the sea", max_tokens=20, seed=s) for s in want
+            ]
         assert until(lambda: narrow.worker.open <= 2) < 1.0
         if when != "queued":
             for seed, other in zip(want, others, strict=True):
@@ -89,7 +91,9 @@ def test_a_client_that_leaves_frees_its_place(narrow: Running, when: str, stream
     until(lambda: not batching.busy)
     assert batching.counts.cancelled == 3
     assert batching._pages.free == batching.model.pages
-    gone = [line for line in narrow.http.get("/metrics").text.splitlines() if line.startswith("llmlab_clients_gone_total")]
+    gone = [
+        line for line in narrow.http.get("/metrics").text.splitlines() if line.startswith("llmlab_clients_gone_total")
+    ]
     assert gone == ["llmlab_clients_gone_total 3.0"]
 
 

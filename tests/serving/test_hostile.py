@@ -196,5 +196,3 @@ def head(path: str, *headers: str) -> bytes:
     method = "GET" if path == "/health" else "POST"
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}", *headers, "", ""]
     return "\r\n".join(lines).encode()
-
-

@@ -41,7 +41,13 @@ def test_every_route_is_denied_without_a_key(server: Running, bare: httpx.Client
     every = routes(server.app)
     paths = {path for _, path in every}
     assert {"/health", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions"} <= paths
-    others = [("OPTIONS", "/v1/models"), ("DELETE", "/health"), ("GET", "/docs"), ("GET", "/nothing"), ("GET", "//health")]
+    others = [
+        ("OPTIONS", "/v1/models"),
+        ("DELETE", "/health"),
+        ("GET", "/docs"),
+        ("GET", "/nothing"),
+        ("GET", "//health"),
+    ]
     for method, path in [*every, *others]:
         for wrong in WRONG if path == "/health" else WRONG[:4]:
             headers = {"Authorization": wrong} if wrong else {}
@@ -131,5 +137,7 @@ def test_what_is_asked_for_at_the_start() -> None:
     assert hosts_of("127.0.0.1", ["box.lan"]) == {"box.lan", "127.0.0.1"}
     assert Address("::1", 80).url == "http://[::1]:80"
     assert (name_of("smollm2"), name_of("/a/runs/demo/"), name_of("x/y.gguf")) == ("smollm2", "demo", "y.gguf")
-    assert [on_loopback(host) for host in ("localhost", "127.1.2.3", "::1", "0.0.0.0", "box")] == [True] * 3 + [False] * 2
+    assert [on_loopback(host) for host in ("localhost", "127.1.2.3", "::1", "0.0.0.0", "box")] == [True] * 3 + [
+        False
+    ] * 2
     assert len({new_key() for _ in range(100)}) == 100

@@ -18,7 +18,13 @@ CHANGES: dict[str, Any] = {
     "temperature": 0,
     "top_p": 0.1,
     "top_k": 2,
+    "min_p": 0.5,
+    "typical_p": 0.1,
     "repetition_penalty": 0.1,
+    "presence_penalty": 2.0,
+    "frequency_penalty": -2.0,
+    "no_repeat_ngram_size": 1,
+    "logit_bias": {"65": 100},
     "max_tokens": 4,
     "seed": 2,
     "n": 2,
@@ -35,15 +41,12 @@ ELSEWHERE = {
     "min_tokens": "test_min_tokens_and_ignore_eos",
     "ignore_eos": "test_min_tokens_and_ignore_eos",
 }
-LATER = {
-    "min_p", "typical_p", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logit_bias",
-    "response_format", "guided_json", "guided_regex", "guided_grammar",
-}  # fmt: skip  (test_sampling_fields.py)
+FORMS = {"response_format", "guided_json", "guided_regex", "guided_grammar"}  # test_forms
 
 
 def test_every_field_is_looked_at() -> None:
     fields = set(CompletionBody.model_fields)
-    assert fields == set(CHANGES) | set(ELSEWHERE) | LATER
+    assert fields == set(CHANGES) | set(ELSEWHERE) | FORMS
     assert set(ChatBody.model_fields) - fields == {"messages", "max_completion_tokens", "top_logprobs"}
 
 

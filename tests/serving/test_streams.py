@@ -46,11 +46,15 @@ def plain(whole: dict[str, Any]) -> list[dict[str, Any]]:
     choices = []
     for choice in whole["choices"]:
         text = choice["text"] if "text" in choice else choice["message"]["content"]
-        choices.append({"index": choice["index"], "text": text, **{k: choice[k] for k in ("logprobs", "finish_reason")}})
+        choices.append(
+            {"index": choice["index"], "text": text, **{k: choice[k] for k in ("logprobs", "finish_reason")}}
+        )
     return choices
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 3}, {"stop": ["e", "\x05"]}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"logprobs": True, "top_logprobs": 2}, {"n": 3}, {"stop": ["e", "\x05"]}], ids=str
+)
 def test_a_chat_streamed_is_the_chat_at_once(server: Running, more: dict[str, Any]) -> None:
     body = {"messages": HELLO, "max_tokens": 40, "seed": 5, **more}
     pieces = events(server, "/v1/chat/completions", **body)
@@ -101,7 +105,13 @@ def test_fifty_streams_at_once_each_say_what_they_say_alone(server: Running) -> 
 
     async def ask(client: openai.AsyncOpenAI, at: int) -> list[Any]:
         stream = await client.completions.create(
-            model=NAME, prompt=prompts[at], max_tokens=10 + at, seed=at, temperature=0.5 + at / 50, stream=True, logprobs=1
+            model=NAME,
+            prompt=prompts[at],
+            max_tokens=10 + at,
+            seed=at,
+            temperature=0.5 + at / 50,
+            stream=True,
+            logprobs=1,
         )
         return [(piece.choices[0].text, piece.choices[0].logprobs) async for piece in stream]
 

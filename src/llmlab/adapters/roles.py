@@ -143,6 +143,10 @@ class Actor(nn.Module):
     def architecture(self) -> Architecture:
         return self.base.architecture
 
+    @property
+    def vocab_size(self) -> int:
+        return self.base.vocab_size
+
     def hidden(self, ids_BT: Tensor, at: Places, cache: Cache | None = None, role: Caller = None) -> Tensor:
         """[B, T, D]; `role` says nothing here."""
         return self.base.hidden(ids_BT, at, cache, self.adapter)

@@ -103,17 +103,11 @@ def answer_mask(prompt_B: Tensor, length_B: Tensor, width: int) -> Tensor:
 def check_sampling(sampling: Sampling) -> None:
     """PPO learns from the policy's own distribution: whatever bends it would make the sampler's log-probabilities
     those of another policy than the one that is trained (trap 26)."""
-    bent = {
-        "temperature": sampling.temperature != 1,
-        "top_k": sampling.top_k is not None,
-        "top_p": sampling.top_p < 1,
-        "repetition_penalty": sampling.repetition_penalty != 1,
-        "min_new_tokens": sampling.min_new_tokens > 0,
-        "stop": bool(sampling.stop),
-    }
-    for name, is_bent in bent.items():
-        if is_bent:
-            value = getattr(sampling, name)
+    # Where an answer is cut, and which of the policy's answers it is, bends nothing.
+    plain = Sampling(max_new_tokens=sampling.max_new_tokens, seed=sampling.seed)
+    for name in Sampling.model_fields:
+        value = getattr(sampling, name)
+        if value != getattr(plain, name):
             raise InputError(
                 f"sampling.{name}",
                 f"{value!r} would bend the distribution that PPO learns from",

@@ -14,7 +14,8 @@ from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verd
 from llmlab.handbook.raced import Told
 from llmlab.handbook.toy_beam import beam, exhaustive
 from llmlab.inference.engine import Completion, generate
-from llmlab.inference.sampling import Sampling, choose, key_of, penalise_repetition, process, temper
+from llmlab.inference.processors import penalise_repetition, temper
+from llmlab.inference.sampling import Sampling, choose, key_of, process
 from llmlab.model.attention import MultiHead
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer

@@ -50,6 +50,10 @@ class Answering:
     def architecture(self) -> Architecture:
         return self.model.architecture
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
     def hidden(self, ids_BT: Tensor, at: Places, cache: Cache | None = None, role: Role = None) -> Tensor:
         """[B, T, D] of the decoder, which looks at its row's prompt."""
         return self.model.hidden(ids_BT, at, cache, role, self.memory)

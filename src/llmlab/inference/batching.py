@@ -9,7 +9,6 @@ text again (Yu et al. 2022, Orca; Agrawal et al. 2023, chunked prefill, arXiv 23
 from __future__ import annotations
 
 import itertools
-import math
 from bisect import insort
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ import torch
 from torch import Tensor
 
 from llmlab.errors import InputError, LlmlabError
-from llmlab.inference.engine import Completion, FinishReason, Row, Scored, Token, rows_of
+from llmlab.inference.constrain import Guide
+from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
-from llmlab.inference.sampling import Sampling, choose, process
+from llmlab.inference.row import Row, rows_of
+from llmlab.inference.sampling import Sampling
 from llmlab.inference.stepper import Piece, Stepper
 from llmlab.runtime import threads
 
@@ -34,7 +35,8 @@ class Request:
     """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
     do not. `echo`: score the prompt's ids as well. `draws` false: the prompt is read and nothing is answered; one
-    token of id NO_ID ends it, and bears the scores."""
+    token of id NO_ID ends it, and bears the scores. `guide`: what follows `sampling.constraint`; no other request has
+    it."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -43,6 +45,7 @@ class Request:
     likeliest: int | None = None
     echo: bool = False
     draws: bool = True
+    guide: Guide | None = None
 
 
 @dataclass(eq=False)
@@ -52,9 +55,7 @@ class _Text:
     number: int
     request: Request
     ids: list[int]
-    stops: frozenset[int]
     row: Row
-    seen_1V: Tensor | None  # which ids stand in it, where a penalty asks
     read: int = 0
     pages: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)  # of the prompt, where it is to be echoed
@@ -92,20 +93,21 @@ class Batching:
 
     def submit(self, request: Request) -> int:
         """A number by which the request's tokens are known. Errors: InputError for a prompt that is empty, too long, or
-        has ids outside the vocabulary."""
+        has ids outside the vocabulary, for biases of such ids, and for a constraint without a guide."""
         room = min(self.model.architecture.context, self.model.pages * PAGE)
         prompt, vocabulary = list(request.prompt), self.model.vocab_size
         if not request.draws and len(prompt) > room:
             raise InputError("prompt", f"has {len(prompt)} tokens, the context holds {room}")
-        (row,) = rows_of([prompt], request.sampling, [request.seed], None, room + (not request.draws))
-        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            wrong = next(id for id in prompt if not 0 <= id < vocabulary)
-            raise InputError("prompt", f"{wrong} is outside the vocabulary of {vocabulary}")
-        seen_1V = None
-        if request.sampling.repetition_penalty != 1:
-            seen_1V = torch.zeros(1, vocabulary, dtype=torch.bool)
-            seen_1V[0, prompt] = True
-        text = _Text(next(self._numbers), request, prompt, frozenset(request.stop_ids), row, seen_1V)
+        (row,) = rows_of(
+            [prompt],
+            request.sampling,
+            [request.seed],
+            request.stop_ids,
+            room + (not request.draws),
+            vocabulary,
+            guides=[request.guide],
+        )
+        text = _Text(next(self._numbers), request, prompt, row)
         self._waiting.append(text)
         return text.number
 
@@ -217,27 +219,17 @@ class Batching:
     # ------------------------------------------------------------ the next token
 
     def _draw(self, text: _Text, logits_1V: Tensor) -> Token:
-        row, sampling = text.row, text.request.sampling
-        banned_1V = None
-        if row.length < row.minimum and text.stops:
-            banned_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
-            banned_1V[0, sorted(text.stops)] = True
-        drawn = choose(process(logits_1V, sampling, text.seen_1V, banned_1V), sampling.greedy, [row.key], [row.length])
-        id, logprob = int(drawn.ids_B), float(drawn.logprobs_B)
-        if math.isnan(logprob):
+        drawn = text.row.draw(logits_1V)
+        if drawn.finish_reason is not None:
             self._finish(text)
-            raise LlmlabError("the model's output is not a number: its weights or its activations overflowed")
-        row.length += 1
+        if drawn.error:
+            return Token(text.number, drawn.id, drawn.logprob, "error", error=drawn.error)
         first = len(text.request.prompt) + 1
-        text.ids.append(id)
-        if text.seen_1V is not None:
-            text.seen_1V[0, id] = True
-        reason: FinishReason | None = "stop" if id in text.stops else "length" if row.length >= row.limit else None
-        if reason is not None:
-            self._finish(text)
+        text.ids.append(drawn.id)
         wanted = text.request.likeliest
-        scored = None if wanted is None else score(logits_1V, id, wanted)
-        return Token(text.number, id, logprob, reason, scored, tuple(text.scored) if len(text.ids) == first else ())
+        scored = None if wanted is None else score(logits_1V, drawn.id, wanted)
+        echoed = tuple(text.scored) if len(text.ids) == first else ()
+        return Token(text.number, drawn.id, drawn.logprob, drawn.finish_reason, scored, echoed)
 
     def _read(self, text: _Text) -> Token:
         self._finish(text)
@@ -250,12 +242,15 @@ class Batching:
     # ------------------------------------------------------------ for one caller
 
     def stream(self, request: Request) -> Generator[Token]:
-        """The tokens of one request, nobody else's being waited for. Who stops asking cancels it."""
+        """The tokens of one request, nobody else's being waited for. Who stops asking cancels it. LlmlabError where it
+        fails."""
         number = self.submit(request)
         try:
             while True:
                 for token in self.step():
                     if token.row == number:
+                        if token.error:
+                            raise LlmlabError(token.error)
                         yield token
                         if token.finish_reason is not None:
                             return
@@ -263,11 +258,15 @@ class Batching:
             self.cancel(number)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in their order."""
+        """One completion a request, in their order. LlmlabError where one fails; the others are forgotten then."""
         numbers = [self.submit(request) for request in requests]
         found: dict[int, Completion] = {number: Completion([], [], "length") for number in numbers}
         while self.busy:
             for token in self.step():
+                if token.error and token.row in found:
+                    for number in numbers:
+                        self.cancel(number)
+                    raise LlmlabError(token.error)
                 if token.row in found:
                     one = found[token.row]
                     one.ids.append(token.id)

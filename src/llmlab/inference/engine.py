@@ -11,10 +11,9 @@ prompts with its encoder and answers from its start token (`inference/answering.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.answering import Answering
 from llmlab.inference.cache import PromptCache
-from llmlab.inference.sampling import Sampling, choose, key_of, process
+from llmlab.inference.constrain import Guide
+from llmlab.inference.row import FinishReason, Row, draw, rows_of
+from llmlab.inference.sampling import Sampling
 from llmlab.model.attention import Cache
 from llmlab.model.linear import Role
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
-
-FinishReason = Literal["stop", "length", "error"]  # error: the request failed by itself, and says nothing more
 
 # Prompts go through the model in pieces: at most so many tokens of all rows, and so many columns, at a time. The first
 # bounds the memory of activations, the second that of the mask.
@@ -40,6 +39,8 @@ class Decoder(Protocol):
 
     @property
     def architecture(self) -> Architecture: ...
+    @property
+    def vocab_size(self) -> int: ...
     def hidden(self, ids_BT: Tensor, at: Places, cache: Cache | None = None, role: Role = None) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
     def modules(self) -> Iterator[nn.Module]: ...
@@ -58,7 +59,8 @@ class Scored:
 @dataclass(frozen=True)
 class Token:
     """One drawn id of one prompt. `finish_reason` is set on the last. Where a request asked: `scored`, and, on its
-    first token, `prompt` for each id of the prompt but the first, which nothing predicts."""
+    first token, `prompt` for each id of the prompt but the first, which nothing predicts. Where the row failed it is
+    the last, has the id -1 and no log-probability, and `error` says why."""
 
     row: int
     id: int
@@ -66,6 +68,7 @@ class Token:
     finish_reason: FinishReason | None
     scored: Scored | None = None
     prompt: tuple[Scored, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,6 @@ class Completion:
     finish_reason: FinishReason
 
 
-@dataclass
-class Row:
-    """One prompt on its way."""
-
-    index: int  # which prompt
-    key: int  # of its noise
-    length: int  # tokens so far, the prompt's included: the position of the next one
-    limit: int  # where it ends
-    minimum: int  # no stop token before this length
-
-
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -97,17 +89,19 @@ def generate(
     seeds: Sequence[int],
     role: Role = None,
     on_token: Callable[[int, int], bool] | None = None,
+    guides: Sequence[Guide] | None = None,
 ) -> list[Completion]:
     """One completion a prompt, in their order. `seeds` has one seed a prompt; `sampling.seed` is not read here, nor is
-    `sampling.stop`: texts are the caller's, who may end a row by answering true from `on_token(row, id)`.
+    `sampling.stop`: texts are the caller's, who may end a row by answering true from `on_token(row, id)`. Nor is
+    `sampling.constraint`: one guide a prompt follows it.
 
     The model runs without dropout and without gradients. An empty prompt, or one that leaves no room in the context
-    for an answer, is an `InputError`.
+    for an answer, is an `InputError`; logits that are not numbers, and a row that no token is left to, LlmlabErrors.
     """
     ids: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     reasons: list[FinishReason] = ["length" for _ in prompts]
-    for token in _decode(model, prompts, sampling, stop_ids, seeds, role, on_token, None):
+    for token in _decode(model, prompts, sampling, stop_ids, seeds, role, on_token, None, guides):
         ids[token.row].append(token.id)
         logprobs[token.row].append(token.logprob)
         reasons[token.row] = token.finish_reason or "length"
@@ -122,12 +116,13 @@ def stream(
     seed: int,
     role: Role = None,
     memory: PromptCache | None = None,
+    guide: Guide | None = None,
 ) -> Generator[Token]:
     """The tokens of one completion as they come, the stop token included. Who has enough stops asking.
 
     With a `memory`, the beginning that the prompt shares with what the memory holds is not computed again.
     """
-    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory)
+    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory, None if guide is None else [guide])
 
 
 @torch.inference_mode()
@@ -140,6 +135,7 @@ def _decode(
     role: Role,
     on_token: Callable[[int, int], bool] | None,
     memory: PromptCache | None,
+    guides: Sequence[Guide] | None,
 ) -> Generator[Token]:
     if not prompts:
         return
@@ -149,41 +145,36 @@ def _decode(
     if model.architecture.encoder_layers:
         model = answering = _answering(model, prompts, role)
         prompts = [[Answering.start_id(model.architecture)]] * len(prompts)
-    rows = rows_of(prompts, sampling, seeds, role, model.architecture.context)
+    if isinstance(role, tuple) and len(role) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(role)} roles")
     device = next(model.parameters()).device
-    stops = frozenset(stop_ids)
+    rows = rows_of(prompts, sampling, seeds, stop_ids, model.architecture.context, model.vocab_size, device, guides)
     if memory is None:
         memory = PromptCache(max(len(p) for p in prompts) + max(row.limit - row.length for row in rows))
     cache = memory.dense
     with without_dropout(model):
         logits_BV, at = _prefill(model, prompts, memory, device, role)
-        seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
         while True:
-            processed_BV = process(logits_BV, sampling, seen_BV, _too_early(rows, stops, logits_BV))
-            drawn = choose(processed_BV, sampling.greedy, [row.key for row in rows], [row.length for row in rows])
-            ids, logprobs = drawn.ids_B.tolist(), drawn.logprobs_B.tolist()
-            going = []
-            for slot, (row, token, logprob) in enumerate(zip(rows, ids, logprobs, strict=True)):
-                if math.isnan(logprob):
-                    raise LlmlabError("the model's output is not a number: its weights or its activations overflowed")
-                row.length += 1
-                stopped = token in stops or (on_token is not None and on_token(row.index, token))
-                reason: FinishReason | None = "stop" if stopped else "length" if row.length >= row.limit else None
+            going, ids = list[int](), list[int]()
+            for slot, (row, drawn) in enumerate(zip(rows, draw(rows, logits_BV), strict=True)):
+                if drawn.error:
+                    raise LlmlabError(drawn.error)
+                reason = drawn.finish_reason
+                if reason != "stop" and on_token is not None and on_token(row.index, drawn.id):
+                    reason = "stop"
                 if reason is None:
                     going.append(slot)
-                yield Token(row.index, token, logprob, reason)
+                ids.append(drawn.id)
+                yield Token(row.index, drawn.id, drawn.logprob, reason)
             if not going:
                 return
-            ids_B = drawn.ids_B
-            if seen_BV is not None:
-                seen_BV.scatter_(1, ids_B[:, None], True)
             if len(going) < len(rows):
                 slots = _closed_up(going, len(rows))
                 cache.keep_rows(slots)
                 if answering is not None:
                     answering.keep_rows(slots)
-                rows, ids_B, at = [rows[slot] for slot in slots], ids_B[slots], at[slots]
-                seen_BV = None if seen_BV is None else seen_BV[slots]
+                rows, ids, at = [rows[slot] for slot in slots], [ids[slot] for slot in slots], at[slots]
+            ids_B = torch.tensor(ids, device=device)
             at = mask.after(at)
             hidden_B1D = model.hidden(ids_B[:, None], at, cache, _role_of(rows, role))
             if len(prompts) == 1:
@@ -205,28 +196,6 @@ def _answering(model: Decoder, prompts: Sequence[Sequence[int]], role: Role) -> 
         return Answering.to(model, prompts, role)
 
 
-def rows_of(
-    prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], role: Role, context: int
-) -> list[Row]:
-    """The rows at their start, after a look at what was given."""
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-    if isinstance(role, tuple) and len(role) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts but {len(role)} roles")
-    rows = []
-    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        place = "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-        size = len(prompt)
-        if not size:
-            raise InputError(place, "is empty", "give at least one token to go on from")
-        if size >= context:
-            problem = f"has {size} tokens, which leaves no room for an answer in the context of {context}"
-            raise InputError(place, problem, f"shorten it to {context - 1} tokens or fewer")
-        limit = min(size + sampling.max_new_tokens, context)
-        rows.append(Row(index, key_of(seed), size, limit, size + sampling.min_new_tokens))
-    return rows
-
-
 def _prefill(
     model: Decoder, prompts: Sequence[Sequence[int]], memory: PromptCache, device: torch.device, role: Role
 ) -> tuple[Tensor, Places]:
@@ -244,24 +213,6 @@ def _prefill(
     if len(prompts) == 1:
         memory.ids.extend(prompts[0][done:])
     return model.logits(hidden_BTD[:, -1]), at[:, -1:]
-
-
-def _seen(prompts: Sequence[Sequence[int]], logits_BV: Tensor) -> Tensor:
-    """bool [B, V]: which ids stand in each prompt."""
-    seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        seen_BV[row, list(prompt)] = True
-    return seen_BV
-
-
-def _too_early(rows: Sequence[Row], stops: frozenset[int], logits_BV: Tensor) -> Tensor | None:
-    """bool [B, V]: the stop tokens of rows that are shorter than their minimum; None where there is no such row."""
-    early = [slot for slot, row in enumerate(rows) if row.length < row.minimum]
-    if not early or not stops:
-        return None
-    banned_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-    banned_BV[torch.tensor(early)[:, None], torch.tensor(sorted(stops))] = True
-    return banned_BV
 
 
 def _closed_up(going: Sequence[int], rows: int) -> list[int]:

@@ -1,10 +1,10 @@
-"""From logits to a token: the settings, the processors as pure functions, and noise that knows only its own row.
+"""From logits to a token: the settings, what they make of logits, and noise that knows only its own row.
 
 Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,23 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from llmlab.inference.constrain import Constraint
+from llmlab.inference.processors import (
+    ban,
+    bias,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalise_counts,
+    penalise_repetition,
+    temper,
+)
 from llmlab.recipe import Section
 from llmlab.runtime import derive
+
+# What one request may name: so many ids, so many letters in all its stop texts.
+MOST_BIASES, MOST_STOP_LETTERS = 1024, 65_536
 
 
 class Sampling(Section):
@@ -22,9 +37,26 @@ class Sampling(Section):
     temperature: float = Field(1.0, ge=0, description="logits are divided by it; 0: always the likeliest token")
     top_k: int | None = Field(None, gt=0, description="only the k likeliest tokens; null: all")
     top_p: float = Field(1.0, gt=0, le=1, description="only the fewest likeliest tokens of at least this mass; 1: all")
+    min_p: float = Field(0.0, ge=0, le=1, description="only what is this many times as likely as the likeliest; 0: all")
+    typical_p: float = Field(
+        1.0, gt=0, le=1, description="only the most typical tokens of at least this mass (locally typical); 1: all"
+    )
     repetition_penalty: float = Field(
         1.0, gt=0, description="above 1: tokens seen in prompt or answer grow less likely"
     )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken off the logit of each token that the answer has said"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken off a token's logit as often as the answer has said it"
+    )
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="so many tokens in a row come but once in prompt and answer; 0: no such rule"
+    )
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=MOST_BIASES, description="added to the logits of these ids, -100 to 100"
+    )
+    constraint: Constraint | None = Field(None, description="the form that the whole answer must have; null: any")
     max_new_tokens: int = Field(256, gt=0, description="longest answer in tokens")
     min_new_tokens: int = Field(0, ge=0, description="no stop token before so many tokens")
     stop: tuple[str, ...] = Field((), description="texts that end the answer; they are no part of it")
@@ -40,6 +72,11 @@ class Sampling(Section):
     def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value:
             raise ValueError("an empty stop text would end every answer before it begins")
+        for stop in value:
+            if any("\ud800" <= character <= "\udfff" for character in stop):
+                raise ValueError(f"{stop!r} holds half of a surrogate pair, which no text does")
+        if (size := sum(map(len, value))) > MOST_STOP_LETTERS:
+            raise ValueError(f"the stop texts have {size} letters, more than {MOST_STOP_LETTERS}")
         return value
 
     @model_validator(mode="after")
@@ -53,73 +90,57 @@ class Sampling(Section):
         """Whether no chance is left."""
         return self.temperature == 0 or self.top_k == 1
 
-
-# ---------------------------------------------------------------- processors: [B, V] -> [B, V]
-
-
-def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Positive logits of tokens seen before are divided, negative ones multiplied (Keskar et al. 2019, 1909.05858)."""
-    lowered = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(seen_BV, lowered, logits_BV)
+    @property
+    def counts(self) -> bool:
+        """Whether it matters how often the answer has said a token."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def ban(logits_BV: Tensor, banned_BV: Tensor) -> Tensor:
-    """Where `banned_BV` is true: probability 0."""
-    return logits_BV.masked_fill(banned_BV, float("-inf"))
-
-
-def temper(logits_BV: Tensor, temperature: float) -> Tensor:
-    """Divide by the temperature, the largest logit moved to 0 first so that a tiny temperature cannot overflow."""
-    smallest = torch.finfo(torch.float32).tiny  # below it the temperature itself would round to 0
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, smallest)
-
-
-def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Only the k likeliest (Fan et al. 2018, arXiv 1805.04833), and those as likely as the k-th."""
-    if k >= logits_BV.shape[-1]:
-        return logits_BV
-    least_B1 = logits_BV.topk(k).values[..., -1:]
-    return logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
-
-
-def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Only the fewest likeliest whose mass reaches p, one at least (Holtzman et al. 2019, arXiv 1904.09751)."""
-    if p >= 1:
-        return logits_BV
-    total_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    vocabulary = logits_BV.shape[-1]
-    for width in (128, 2048, vocabulary):  # the mass mostly lies in few tokens, and sorting all of them is slow
-        top = logits_BV.topk(min(width, vocabulary))
-        mass_BW = (top.values - total_B1).exp()
-        before_BW = mass_BW.cumsum(-1) - mass_BW
-        if width >= vocabulary or bool((before_BW[..., -1] >= p).all()):
-            break
-    kept_BW = torch.where(before_BW < p, top.values, float("-inf"))
-    return torch.full_like(logits_BV, float("-inf")).scatter(-1, top.indices, kept_BW)
+# ---------------------------------------------------------------- from logits to a distribution
 
 
 def process(
-    logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None = None, banned_BV: Tensor | None = None
+    logits_BV: Tensor,
+    sampling: Sampling,
+    seen_BV: Tensor | None = None,
+    banned_BV: Tensor | None = None,
+    counts_BV: Tensor | None = None,
 ) -> Tensor:
     """The logits, in float32, of the distribution that is drawn from. The trainer scores with the same call.
 
-    `seen_BV`: tokens in prompt or answer so far, needed for a repetition penalty. `banned_BV`: must not come now.
-    A greedy sampling leaves temperature, top-k and top-p out: they cannot change which token is the likeliest.
+    `seen_BV`: tokens in prompt or answer so far, needed for a repetition penalty. `counts_BV`: how often the answer has
+    said each token, needed for a presence or a frequency penalty. `banned_BV`: what must not come now, be it for
+    `no_repeat_ngram_size`, `min_new_tokens` or a constraint (`row.py` knows). A greedy sampling leaves temperature and
+    all that comes after it out, as transformers does.
+
+    The order is that of transformers (`_get_logits_processor`): bias, repetition penalty, bans, temperature, top-k,
+    top-p, min-p, typical. Presence and frequency, which it lacks, come after the repetition penalty, as in vLLM.
     """
     logits_BV = logits_BV.float()
+    if sampling.logit_bias:
+        logits_BV = bias(logits_BV, sampling.logit_bias)
     if sampling.repetition_penalty != 1:
         if seen_BV is None:
             raise ValueError("a repetition penalty needs seen_BV")
         logits_BV = penalise_repetition(logits_BV, seen_BV, sampling.repetition_penalty)
+    if sampling.counts:
+        if counts_BV is None:
+            raise ValueError("a presence or frequency penalty needs counts_BV")
+        logits_BV = penalise_counts(logits_BV, counts_BV, sampling.presence_penalty, sampling.frequency_penalty)
     if banned_BV is not None:
         logits_BV = ban(logits_BV, banned_BV)
-    if sampling.greedy:
-        return logits_BV
+    return logits_BV if sampling.greedy else _narrow(logits_BV, sampling)
+
+
+def _narrow(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature != 1:
         logits_BV = temper(logits_BV, sampling.temperature)
     if sampling.top_k is not None:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
-    return keep_top_p(logits_BV, sampling.top_p)
+    logits_BV = keep_top_p(logits_BV, sampling.top_p)
+    if sampling.min_p > 0:
+        logits_BV = keep_min_p(logits_BV, sampling.min_p)
+    return keep_typical(logits_BV, sampling.typical_p) if sampling.typical_p < 1 else logits_BV
 
 
 # ---------------------------------------------------------------- drawing

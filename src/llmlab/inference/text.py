@@ -26,10 +26,11 @@ class TextStream:
 
     def __init__(self, tokenizer: Bytes, stops: Sequence[str] = (), start: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._stops = tuple(stops)
+        self._stops = _Stops(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = start
-        self._held = ""  # decoded, but perhaps the beginning of a stop text
+        self._held = ""  # decoded, but perhaps the beginning of a stop text, of which `_node` is the longest
+        self._node = 0
         self.stopped = False  # whether a stop text came; nothing is answered from then on
 
     def push(self, token: int) -> str:
@@ -39,11 +40,12 @@ class TextStream:
         if self._at_start and new:
             self._at_start, new = False, new.removeprefix(" ")
         text = self._held + new
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        for end, letter in enumerate(new, len(self._held) + 1):
+            self._node = self._stops.after(self._node, letter)
+            if size := self._stops.complete[self._node]:
+                self.stopped, self._held = True, ""
+                return text[: end - size]
+        keep = self._stops.depth[self._node]
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -58,7 +60,32 @@ def text_of(tokenizer: Bytes, ids: Iterable[int], stops: Sequence[str] = (), sta
     return "".join([stream.push(token) for token in ids]) + stream.finish()
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without being all of it."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+class _Stops:
+    """Which stop texts a text ends in, or in the beginning of which: one step a letter, however many there are (Aho &
+    Corasick 1975, "Efficient string matching"). Nodes are the beginnings of stop texts, 0 the empty one."""
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self.depth = [0]  # letters of each beginning
+        self._next: dict[tuple[int, str], int] = {}
+        whole = []
+        for stop in stops:
+            node = 0
+            for letter in stop:
+                if (node, letter) not in self._next:
+                    self._next[node, letter] = len(self.depth)
+                    self.depth.append(self.depth[node] + 1)
+                node = self._next[node, letter]
+            whole.append(node)
+        self.complete = [0] * len(self.depth)  # letters of the longest stop text that it ends in
+        for node in whole:
+            self.complete[node] = self.depth[node]
+        self._shorter = [0] * len(self.depth)  # the longest other beginning that it ends in
+        for (before, letter), node in sorted(self._next.items(), key=lambda item: self.depth[item[1]]):
+            self._shorter[node] = self.after(self._shorter[before], letter) if before else 0
+            self.complete[node] = self.complete[node] or self.complete[self._shorter[node]]
+
+    def after(self, node: int, letter: str) -> int:
+        """The longest beginning that a text ends in which ended in `node` and goes on with `letter`."""
+        while (found := self._next.get((node, letter))) is None and node:
+            node = self._shorter[node]
+        return found or 0

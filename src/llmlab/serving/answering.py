@@ -79,7 +79,7 @@ class Answering:
                 self.figures.first_token.observe(time.perf_counter() - began)
                 began = None
             if token.finish_reason == "error":
-                raise LlmlabError("the model's output was not a number")
+                raise LlmlabError(token.error or "the request failed")
             choice = choices[index]
             told = choice.push(token)
             self.figures.answer_tokens.inc(token.id != NO_ID)
@@ -89,7 +89,7 @@ class Answering:
 
     def _choices(self, wanted: Wanted) -> list[Choice]:
         self.figures.prompt_tokens.inc(sum(len(request.prompt) for request in wanted.requests[:: wanted.tried]))
-        return [Choice(self.tokenizer, one.prompt, wanted.stops, wanted.echo) for one in wanted.requests]
+        return [Choice(self.tokenizer, one, wanted.stops, wanted.echo) for one in wanted.requests]
 
     async def _events(
         self,

@@ -18,6 +18,9 @@ from llmlab.recipe import Section
 # The budget of one request. A sequence is one prompt answered once.
 SEQUENCES, STOPS, STOP_CHARACTERS, LIKELIEST, BIASES, MESSAGES = 64, 16, 256, 20, 1024, 1024
 
+# Fields that ask for a form of the answer.
+FORMS = "response_format", "guided_json", "guided_regex", "guided_grammar"
+
 # Fields that name nothing a model could do otherwise, each with the values that are let through.
 HARMLESS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -96,7 +99,7 @@ class Generation(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
 
@@ -126,10 +129,11 @@ class Generation(Body):
     def _goes_together(self) -> Generation:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options are given without stream")
-        guided = self.guided_json, self.guided_regex, self.guided_grammar
-        formats = sum(one is not None for one in guided) + (self.response_format is not None)
-        if formats > 1:
-            raise ValueError("only one of response_format, guided_json, guided_regex and guided_grammar can hold")
+        forms = [name for name in FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise ValueError(f"only one of {' and '.join(forms)} can hold")
+        if forms and self.ignore_eos:
+            raise ValueError(f"ignore_eos and {forms[0]} do not go together: a form has an end")
         return self
 
 

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmlab.inference.batching import NO_ID
-from llmlab.inference.engine import FinishReason, Scored, Token
+from llmlab.inference.batching import NO_ID, Request
+from llmlab.inference.engine import Scored, Token
+from llmlab.inference.row import FinishReason
 from llmlab.inference.text import TextStream, text_of
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -42,12 +43,13 @@ class Choice:
     stop text, and behind it, never are.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str], echo: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: Request, stops: Sequence[str], echo: bool) -> None:
         self.text, self.drawn, self.total = "", 0, 0.0
         self.entries: list[Entry] = []
         self.finish_reason: FinishReason | None = None
-        self._tokenizer, self._prompt, self._echo = tokenizer, prompt, echo
-        start = tokenizer.spells_space and tokenizer.special_ids.issuperset(prompt)
+        self._tokenizer, self._prompt, self._echo = tokenizer, request.prompt, echo
+        first = tokenizer.special_ids.issuperset(request.prompt)
+        start = tokenizer.spells_space and first and request.guide is None  # as `LanguageModel.reply` has it
         self._stream = TextStream(tokenizer, stops, start)
         self._whole = TextStream(tokenizer, (), start)  # holds nothing back: where each token begins
         self._length = 0  # of the text with all that is held back

@@ -14,11 +14,12 @@ from typing import Any
 
 from llmlab.errors import InputError
 from llmlab.inference.batching import Request
+from llmlab.inference.constrain import Guide
 from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel
 from llmlab.recipe import parse
 from llmlab.runtime import derive
-from llmlab.serving.bodies import ChatBody, CompletionBody, Generation, Said, TokenizeBody
+from llmlab.serving.bodies import FORMS, ChatBody, CompletionBody, Generation, Said, TokenizeBody
 
 # OpenAI's own default for raw completions; a chat goes on until it ends or the context does.
 COMPLETION_TOKENS = 16
@@ -58,13 +59,13 @@ class Asking:
         ids = await asyncio.to_thread(self.rendered, body.messages, True)
         likeliest = (body.top_logprobs or 0) if body.logprobs else None
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        return self._wanted(body, [ids], limit, body.n, likeliest, echo=False)
+        return await self._wanted(body, [ids], limit, body.n, likeliest, echo=False)
 
     async def completion(self, body: CompletionBody) -> Wanted:
         """Raises InputError."""
         prompts = await asyncio.to_thread(lambda: [self._prompt(prompt) for prompt in body.prompt])
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        return self._wanted(body, prompts, limit, body.tried, body.logprobs, body.echo)
+        return await self._wanted(body, prompts, limit, body.tried, body.logprobs, body.echo)
 
     async def tokens(self, body: TokenizeBody) -> list[int]:
         """The ids of a text or of messages, as the model would read them. Raises InputError."""
@@ -124,7 +125,7 @@ class Asking:
 
     # ------------------------------------------------------------ requests
 
-    def _wanted(
+    async def _wanted(
         self,
         body: Generation,
         prompts: Sequence[Sequence[int]],
@@ -136,6 +137,7 @@ class Asking:
         place = "body.messages" if isinstance(body, ChatBody) else "body.prompt"
         room = min(self._checked(place, ids, limit) for ids in prompts)
         sampling = self._sampling(body, limit if limit is not None else room)
+        guide = await asyncio.to_thread(self._guide, body, sampling)
         seed = secrets.randbits(53) if body.seed is None else body.seed  # as many bits as any JSON reader keeps
         # candidates of best_of are ranked by what the model itself thought of them
         scored = 0 if likeliest is None and tried > body.n else likeliest
@@ -148,6 +150,7 @@ class Asking:
                 scored,
                 echo and likeliest is not None,
                 draws=limit != 0,
+                guide=None if guide is None else guide.copy(),
             )
             for ids in prompts
             for choice in range(tried)
@@ -173,6 +176,14 @@ class Asking:
             head, dot, name = error.place.partition(".")
             raise InputError(f"{head}{dot}{NAMED.get(name, name)}", error.problem, error.hint) from None
 
+    def _guide(self, body: Generation, sampling: Sampling) -> Guide | None:
+        """What holds answers to the form that is asked for. InputError for one that is not sound, or too large."""
+        try:
+            return self.lm.guide(sampling)
+        except InputError as error:
+            name = next(name for name in FORMS if getattr(body, name) is not None)
+            raise InputError(f"body.{name}", error.problem, error.hint) from None
+
     def _biases(self, given: dict[str, float]) -> dict[int, float]:
         biases = {int(id): bias for id, bias in given.items()}
         wrong = next((id for id in biases if id >= self.lm.model.vocab_size), None)
@@ -188,11 +199,11 @@ def constraint_of(body: Generation) -> dict[str, Any] | None:
     if body.guided_regex is not None:
         return {"kind": "regex", "pattern": body.guided_regex}
     if body.guided_grammar is not None:
-        return {"kind": "grammar", "grammar": body.guided_grammar}
+        return {"kind": "grammar", "lark": body.guided_grammar}
     if body.response_format is None or body.response_format.type == "text":
         return None
     schema = body.response_format.json_schema
-    return {"kind": "json_schema", "schema": {"type": "object"} if schema is None else schema.schema_}
+    return {"kind": "json_schema", "schema": True if schema is None else schema.schema_}
 
 
 def seed_of(seed: int, choice: int) -> int:
