@@ -270,13 +270,13 @@ def serve(
 
     With --json: one object once it listens, {host, port, url, model, weights}.
     """
+    serving = None if why else _serving()
     from llmlab.language_model import load
 
-    if why:
+    if serving is None:
         reason = load(model, weights).why
         _answer(as_json, {"model": model, "why": reason}, reason)
         return
-    serving = _serving()
     key = serving.key_of(host, api_key, no_api_key)
     keys = None if key is None else serving.Keys([key])
     bound, address = serving.bind(host, port)
@@ -401,8 +401,10 @@ def main() -> None:
     # when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        app(_arguments() or ["--help"], standalone_mode=False)
+        left = app(_arguments() or ["--help"], standalone_mode=False)
         sys.stdout.flush()
+        if left == 130:  # how typer answers where Ctrl-C was pressed
+            code = _fail("stopped", 130)
     except LlmlabError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

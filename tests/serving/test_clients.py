@@ -99,7 +99,7 @@ def test_a_client_that_leaves_frees_its_place(narrow: Running, when: str, stream
 
 def test_a_full_queue_asks_to_come_again(narrow: Running) -> None:
     slow(narrow)
-    body = {"prompt": "x", "max_tokens": 100, "ignore_eos": True}
+    body = {"prompt": "x", "max_tokens": 30, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(narrow.post, "/v1/completions", **body) for _ in range(5)]
         until(lambda: narrow.worker.open == 5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from llmlab.errors import InputError, LlmlabError
+from llmlab.errors import InputError, LlmlabError, Stopped
 from llmlab.language_model import LanguageModel
 from llmlab.serving.api import create
 from llmlab.serving.keys import Keys, new_key, on_loopback
@@ -80,6 +82,11 @@ class Server(uvicorn.Server):
             )
         )
         self._ready = ready
+        self.interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -105,8 +112,11 @@ def serve(
 ) -> None:
     """Serve until a signal ends it; then answers on their way have `GRACE` seconds. `ready` is called once it listens.
 
-    Errors: InputError for a model that cannot be served; LlmlabError where the server did not start."""
+    Errors: InputError for a model that cannot be served; Stopped after Ctrl-C; LlmlabError where it did not start."""
     server = Server(create(lm, name, keys, hosts), ready)
-    server.run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal anew when it is done
+        server.run(sockets=[bound])
+    if server.interrupted:
+        raise Stopped("stopped")
     if not server.started:
         raise LlmlabError("the server did not start")
