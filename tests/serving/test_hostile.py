@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -163,6 +164,31 @@ def test_a_slow_body_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatc
     with connected(server) as line:
         line.sendall(head(RAW, "Content-Length: 1000", "Content-Type: application/json") + b'{"pro')
         assert line.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea"], ids=repr)
+@pytest.mark.parametrize("before", [False, True], ids=["first", "after another request"])
+def test_slow_headers_are_given_up(server: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes, before: bool) -> None:
+    monkeypatch.setattr("llmlab.serving.patience.HEADER_SECONDS", 0.3)
+    with connected(server) as line:
+        if before:
+            line.sendall(head("/health"))
+            assert line.recv(4096).startswith(b"HTTP/1.1 200")
+            sent = sent or b"G"  # between two requests uvicorn's own patience counts
+        line.sendall(sent)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert line.recv(4096) == b""
+        assert 0.2 < time.monotonic() - began < 2
+
+
+def test_an_answer_may_take_longer_than_headers(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmlab.serving.patience.HEADER_SECONDS", 0.05)
+    with connected(server) as line:
+        line.sendall(head(RAW, "Content-Length: 39", "Content-Type: application/json"))
+        time.sleep(0.2)
+        line.sendall(b'{"prompt": "x", "max_tokens": 200}     ')
+        assert line.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_headers_have_a_bound(server: Running) -> None:

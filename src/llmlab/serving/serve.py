@@ -16,6 +16,7 @@ from llmlab.errors import InputError, LlmlabError, Stopped
 from llmlab.language_model import LanguageModel
 from llmlab.serving.api import create
 from llmlab.serving.keys import Keys, new_key, on_loopback
+from llmlab.serving.patience import Patient
 
 # Seconds that answers on their way are given after Ctrl-C; connections at once; bytes of a request's headers.
 GRACE, CONNECTIONS, HEADER_BYTES = 10, 1024, 32 << 10
@@ -69,7 +70,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Patient,
                 ws="none",
                 lifespan="on",
                 log_level="warning",
