@@ -173,7 +173,9 @@ def test_slow_headers_are_given_up(server: Running, monkeypatch: pytest.MonkeyPa
     with connected(server) as line:
         if before:
             line.sendall(head("/health"))
-            assert line.recv(4096).startswith(b"HTTP/1.1 200")
+            answer = b""
+            while b'"ok"}' not in answer:
+                answer += line.recv(4096)
             sent = sent or b"G"  # between two requests uvicorn's own patience counts
         line.sendall(sent)
         began = time.monotonic()
