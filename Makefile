@@ -18,7 +18,7 @@ check: .venv/dev  ## style, types, and who imports whom
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: .venv-bench/ready  ## each claim against its peer, in one run
-	for script in $$(ls benchmarks/*.py | grep -v paired.py); do .venv-bench/bin/python $$script --json || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py); do .venv-bench/bin/python $$script --json || exit 1; done
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -49,9 +49,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "@", "--prompt", "x", "--temperature", "-1"], "generate.temperature: got -1"),
         (["generate", "@", "--prompt", "x", "--top-p", "2"], "generate.top_p: got 2"),
         (["generate", "@", "--prompt", "x", "--max-new-tokens", "0"], "generate.max_new_tokens: got 0"),
+        (["generate", "@", "--prompt", "x", "--min-p", "-1"], "generate.min_p: got -1"),
+        (["generate", "@", "--prompt", "x", "--typical-p", "0"], "generate.typical_p: got 0"),
+        (["chat", "@", "--presence-penalty", "3"], "chat.presence_penalty: got 3"),
+        (["generate", "@", "--prompt", "x", "--logit-bias", "a=1"], "--logit-bias: 'a=1' is no ID=VALUE"),
+        (["generate", "@", "--prompt", "x", "--logit-bias", "999=1"], "sampling.logit_bias: 999 is outside"),
+        (["generate", "@", "--prompt", "x", "--regex", "foo**"], "sampling.constraint: '*' at 4"),
+        (["generate", "@", "--prompt", "x", "--json-schema", "{"], "--json-schema: this is no JSON"),
+        (["generate", "@", "--prompt", "x", "--grammar", "none.lark"], "none.lark: cannot be read"),
+        (["generate", "@", "--prompt", "x", "--regex", "a", "--json-schema", "true"], "an answer has one form"),
         (["generate", "@", "--prompt", ""], "is empty"),
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
         (["chat", "@", "--temperature", "abc"], "--temperature"),
+        (["chat", "@", "--device", "gpu"], "device: unknown value 'gpu'"),
+        (["evaluate", "@", "--device", "cpu:7"], "device: 'cpu:7' is not available on this machine"),
         (["convert", "@", "OUT", "--to", "onnx"], "allowed:"),
         (["convert", "@", "OUT", "--to", "gguf", "--type", "q4_k"], "allowed: f32, f16, q8_0, q4_0, q4_1"),
         (["convert", "@", "OUT", "--type", "f16"], "is a type of gguf files"),
@@ -90,6 +101,22 @@ def test_arguments_that_are_not_utf8_are_refused(tmp_path: Path, arguments: list
     assert len(done.stderr.splitlines()) == 1
     assert b"is not UTF-8" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_in_a_form(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["a whale", "a fish"]}')
+    (tmp_path / "g.lark").write_text('start: "fish" | "whale"\n')
+    for form, allowed in (
+        (["--json-schema", "schema.json"], ['"a whale"', '"a fish"']),
+        (["--json-schema", '{"const": "no"}'], ['"no"']),
+        (["--regex", "[0-9]{3}", "--logit-bias", "20=100", "--no-repeat-ngram-size", "9"], ["111"]),
+        (["--grammar", "g.lark", "--presence-penalty", "1", "--min-p", "0.01"], ["fish", "whale"]),
+    ):
+        done = llmlab("generate", str(tiny), "--prompt", "x", "--json", *form, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+        answer = json.loads(done.stdout)
+        assert answer["text"] in allowed
+        assert answer["finish_reason"] == "stop"
 
 
 def test_help_imports_no_torch() -> None:

@@ -12,18 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import llmlab
+from llmlab import runtime
 from llmlab.checkpoints import llama2c
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import save_model
-from llmlab.compression.quantize import Int8, quantize_model, save_quantized
+from llmlab.compression.quantize import Int4, Int8, quantize_model, save_quantized
 from llmlab.errors import InputError
+from llmlab.inference import native
+from llmlab.inference.fast import FastModel
 from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel
+from llmlab.model.quantized import Int8Linear, QuantizedLinear
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
 CONTEXT = 160
+IDS = torch.randint(4, 260, (2, 30), generator=torch.Generator().manual_seed(1))
 MESSAGES = [{"role": "user", "content": "hello"}]
 TEXT = "三国演义 👩‍👩‍👧 says 😀, ok?"
 
@@ -228,6 +233,122 @@ def test_a_folder_of_quantised_weights_opens(folder: Path, tokenizer: Tokenizer,
     assert float((llmlab.load(tmp_path / "int8", "int8").logits(ids) - exact).norm() / exact.norm()) < 0.05
     with pytest.raises(InputError, match="holds int8 weights, bf16 cannot be made of them"):
         llmlab.load(tmp_path / "int8", "bf16")
+
+
+@pytest.fixture
+def whole_tiles() -> Bundle:
+    """A model that the native step takes."""
+    tokenizer = train_tokenizer(BPE(vocab_size=272), iter(["the whale swims in the wide and silent sea"] * 4))
+    sizes: dict[str, Any] = {"layers": 2, "dim": 128, "context": CONTEXT, "initial_std": 0.15}
+    sizes |= {"attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}, "feedforward": {"kind": "swiglu", "width": 256}}
+    architecture = Architecture.model_validate(sizes)
+    return Bundle(architecture.build(tokenizer.vocab_size, seed=5), tokenizer, architecture, "whole tiles")
+
+
+only_native = pytest.mark.skipif(native.missing() is not None, reason=f"plain path only: {native.missing()}")
+
+
+@only_native
+def test_the_plain_model_of_fast_weights_is_made_when_asked_for(whole_tiles: Bundle, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", whole_tiles.model, whole_tiles.tokenizer)
+    exact = llmlab.load(tmp_path / "model").model.state_dict()
+    for kind in ("bf16", "int8", "int4"):
+        lm = llmlab.load(tmp_path / "model", kind)
+        assert lm.why == f"{kind} weights, native step"
+        assert isinstance(lm.bundle.made, FastModel)
+        lm.generate("hello", max_new_tokens=2)
+        assert isinstance(lm.bundle.made, FastModel)
+        assert lm.logits(torch.tensor([[1, 2, 3]])).isfinite().all()
+        assert lm.model is lm.bundle.model is lm.bundle.made
+        if kind == "bf16":
+            assert all(
+                torch.equal(w, exact[n].bfloat16().float()) for n, w in lm.model.state_dict().items() if w.ndim > 1
+            )
+
+
+@only_native
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("embedding", ["int8", "keep"])
+def test_a_folder_of_int4_weights_takes_the_native_step_exactly(
+    whole_tiles: Bundle, tmp_path: Path, group: Any, embedding: Any
+) -> None:
+    kind = Int4(group=group)
+    quantized = quantize_model(whole_tiles.model, kind, embedding)
+    save_quantized(tmp_path / "int4", quantized, whole_tiles.tokenizer, kind)
+    lm = llmlab.load(tmp_path / "int4", "auto")
+    assert lm.why == "the folder's own int4 weights, native step"
+    linears = {path: module for path, module in quantized.named_modules() if isinstance(module, QuantizedLinear)}
+    assert len(linears) == 2 * 7 + 1  # the head too
+    for path, module in linears.items():
+        assert torch.equal(lm.model.get_parameter(f"{path}.weight"), module.weight), path
+    ids = torch.randint(4, 260, (2, 30), generator=torch.Generator().manual_seed(1))
+    exact = quantized(ids)
+    assert float((lm.logits(ids) - exact).norm() / exact.norm()) < 0.04  # the table is int8 groups now
+    assert llmlab.load(tmp_path / "int4").logits(ids).sub(exact).abs().max() < 1e-4
+    assert lm.generate("hello", max_new_tokens=4, temperature=0)
+
+
+@only_native
+def test_int8_rows_take_the_native_step_where_their_scales_are_halves(whole_tiles: Bundle, tmp_path: Path) -> None:
+    quantized = quantize_model(whole_tiles.model, Int8())
+    save_quantized(tmp_path / "fine", quantized, whole_tiles.tokenizer, Int8())
+    fine = llmlab.load(tmp_path / "fine", "auto")
+    assert "PyTorch's kernels: their scales of 16 bits are finer" in fine.why
+    assert any("PyTorch: their scales" in line for line in fine.explain())
+    linears = {path: module for path, module in quantized.named_modules() if isinstance(module, Int8Linear)}
+    for module in linears.values():
+        module.scale.copy_(module.scale.half().float())
+    save_quantized(tmp_path / "halves", quantized, whole_tiles.tokenizer, Int8())
+    halves = llmlab.load(tmp_path / "halves", "auto")
+    assert halves.why == "the folder's own int8 weights, native step"
+    for path, module in linears.items():
+        assert torch.equal(halves.model.get_parameter(f"{path}.weight"), module.weight), path
+
+
+@only_native
+def test_the_native_step_can_be_switched_off(
+    whole_tiles: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path / "model", whole_tiles.model, whole_tiles.tokenizer)
+    monkeypatch.setenv("LLMLAB_NATIVE", "0")
+    lm = llmlab.load(tmp_path / "model", "int8")
+    assert lm.batching is None
+    assert lm.why == "int8 weights, plain path: switched off by LLMLAB_NATIVE=0"
+    assert lm.generate("hello", max_new_tokens=2) is not None
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"device: unknown value 'tpu'.*cpu, cuda, mps"):
+        llmlab.load(folder, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device: 'cuda:1' is not available on this machine"):
+            llmlab.load(folder, "int8", "cuda:1")
+    assert torch.equal(llmlab.load(folder, device="cpu").logits(IDS), llmlab.load(folder).logits(IDS))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4", "auto"])
+def test_another_device_gets_the_model_and_what_is_asked_of_it(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`meta` stands for one: it computes shapes, and takes no tensor of another device."""
+    monkeypatch.setattr(runtime, "device", torch.device)
+    monkeypatch.setattr(Tensor, "to", _told(Tensor.to))
+    lm = llmlab.load(folder, kind, "meta")
+    assert lm.batching is None
+    tensors = [*lm.model.parameters(), *lm.model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert "computes on meta" in lm.why
+    assert lm.logits(IDS).shape == (2, 30, 260)
+
+
+def _told(really: Any) -> Any:
+    """A meta tensor has no values to bring back."""
+
+    def to(self: Tensor, *given: Any, **named: Any) -> Tensor:
+        back = self.is_meta and given == (torch.device("cpu"),)
+        return torch.zeros(self.shape) if back else really(self, *given, **named)
+
+    return to
 
 
 def test_bad_names_and_kinds_are_refused_in_one_line(folder: Path) -> None:

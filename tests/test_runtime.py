@@ -96,6 +96,9 @@ def test_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="not available"):
             runtime.device("cuda")
+    for name in ("tpu", "meta", "cuda:x", ""):
+        with pytest.raises(InputError, match="allowed: auto, cpu, cuda, mps"):
+            runtime.device(name)
     assert runtime.autocast_dtype("fp32", torch.device("cpu")) is None
     assert runtime.autocast_dtype("bf16", torch.device("cpu")) is torch.bfloat16
 

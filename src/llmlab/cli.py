@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from llmlab.errors import InputError, LlmlabError
 from llmlab.options import sampling_options
+from llmlab.quick import uncollected
 
 
 class _InOrder(TyperGroup):
@@ -44,6 +45,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 
 
 def _answer(as_json: bool, value: dict[str, Any], text: str) -> None:
@@ -211,14 +213,13 @@ def generate(
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
     weights: Weights = "auto",
+    device: Device = "cpu",
     sampling: Any = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming."""
-    from llmlab.language_model import load
-
     text = prompt if prompt is not None else _standard_input()
-    lm = load(model, weights)
+    lm = _load(model, weights, device)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     _notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
@@ -231,6 +232,7 @@ def chat(
     model: Model,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     weights: Weights = "auto",
+    device: Device = "cpu",
     sampling: Any = None,
     as_json: AsJson = False,
 ) -> None:
@@ -238,10 +240,9 @@ def chat(
 
     /reset forgets, /help says what else there is. Standard input may be a pipe: one message a line.
     """
-    from llmlab.language_model import load
     from llmlab.talk import talk
 
-    lm = load(model, weights)
+    lm = _load(model, weights, device)
     _notice(lm.why)
     turns = talk(lm, sampling, system, quiet=as_json)
     if as_json:
@@ -263,6 +264,7 @@ def serve(
         typer.Option("--allow-host", help="A name to answer to beside localhost; may be given again."),
     ] = None,
     weights: Weights = "auto",
+    device: Device = "cpu",
     why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -271,16 +273,14 @@ def serve(
     With --json: one object once it listens, {host, port, url, model, weights}.
     """
     serving = None if why else _serving()
-    from llmlab.language_model import load
-
     if serving is None:
-        reason = load(model, weights).why
-        _answer(as_json, {"model": model, "why": reason}, reason)
+        lm = _load(model, weights, device)
+        _answer(as_json, {"model": model, "why": lm.why, "explained": lm.explain()}, "\n".join(lm.explain()))
         return
     key = serving.key_of(host, api_key, no_api_key)
     keys = None if key is None else serving.Keys([key])
     bound, address = serving.bind(host, port)
-    lm, name = load(model, weights), serving.name_of(model)
+    lm, name = _load(model, weights, device), serving.name_of(model)
     if key is not None and api_key is None:
         print(f"API key: {key}", file=sys.stderr, flush=True)
     told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}
@@ -298,6 +298,13 @@ def _serving() -> Any:
             raise
         raise InputError("serve", f"needs {error.name}", "pip install 'llmlab[serving]'") from None
     return serving
+
+
+def _load(model: str, weights: str, device: str) -> Any:
+    with uncollected():
+        from llmlab.language_model import load
+
+        return load(model, weights, device)
 
 
 def _notice(text: str) -> None:
@@ -333,13 +340,14 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many items a task.")] = None,
     weights: Weights = "fp32",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, each figure with its interval."""
     from llmlab.evaluation.harness import evaluate_model
     from llmlab.language_model import load
 
-    done = evaluate_model(load(model, weights).bundle, tasks or [], data=data, limit=limit)
+    done = evaluate_model(load(model, weights, device).bundle, tasks or [], data=data, limit=limit)
     rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
     _answer(as_json, done, "\n".join(rows))
 

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from llmlab import runtime
 from llmlab.adapters.opening import open_policy
-from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.native import CONFIG
+from llmlab.checkpoints.bundle import Bundle, Stored
+from llmlab.checkpoints.native import CONFIG, read_json
+from llmlab.checkpoints.where import QUANTIZED
 from llmlab.errors import InputError, unknown
-from llmlab.inference import native
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.cache import PromptCache
+from llmlab.inference.choice import Choice, choose
 from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import require_continuing, stream
-from llmlab.inference.fast import quickened, unfit
 from llmlab.inference.row import FinishReason
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.text import TextStream
@@ -54,73 +54,102 @@ ENDS = (
 )
 
 
-def load(name_or_path: str | Path, weights: str | None = None) -> LanguageModel:
-    """The model of a pulled name, a run, stage or model folder, or a .gguf file, on the CPU.
+def load(name_or_path: str | Path, weights: str | None = None, device: str | None = None) -> LanguageModel:
+    """The model of a pulled name, a run, stage or model folder, or a .gguf file.
 
-    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise in groups; `auto` takes int4 where
-    the weights are four bits wide already, so that nothing is lost, else bf16 where the CPU multiplies in it, else
-    fp32. Everything but fp32 is for speed and moves the figures a little: texts are made by the native step where it
-    can run the model (`why` says). `logits` stays exact for the weights as they then are. A folder of quantised
-    weights stays what it is: fp32 computes with exactly the stored weights, `auto` and its own kind by the kernels.
-    Errors: InputError for a name that is not known, files that are not sound, or other `weights`.
+    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise in groups; `auto` takes int4, or
+    else int8, where the weights are as few bits wide already, so that nothing is lost, else bf16 where the machine
+    multiplies in it, else fp32. Everything but fp32 is for speed and moves the figures a little: texts are made by the
+    native step where it can run the model (`why` says, `explain` more). `logits` speaks of the weights as they then
+    are. A folder of quantised weights stays what it is: fp32 computes with exactly the stored weights, `auto` and its
+    own kind by the native step or PyTorch's kernels.
+    `device`: cpu by default; cuda, mps or auto put the model there, where PyTorch computes.
+    Errors: InputError for a name that is not known, files that are not sound, other `weights`, or a device that is not
+    there.
     """
     kind = weights or "fp32"
     if kind not in WEIGHTS:  # before a long read
         raise unknown("weights", kind, WEIGHTS)
-    quantized = _open_quantized(Path(name_or_path).expanduser(), kind)
-    if quantized is not None:
-        return LanguageModel(quantized, why="the folder's own quantised weights")
+    on = runtime.device(device or "cpu")
+    folder = Path(name_or_path).expanduser()
+    if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == QUANTIZED:
+        return _quantized(folder, kind, on)
     bundle = open_policy(name_or_path)
-    if kind == "fp32":
+    if kind == "fp32" and on.type == "cpu":
         return LanguageModel(bundle)
-    reason = unfit(bundle.model) or native.available()
-    if reason is None:
-        fast = quickened(bundle.model, kind)
-        return LanguageModel(bundle, Batching(fast), f"{fast.kind} weights, native step")
+    if on.type == "cpu":
+        stored = bundle.made if isinstance(bundle.made, Stored) else Stored.of(bundle.model)
+        choice = choose(stored.skeleton, kind, stored.read)
+        if (fast := choice.model) is not None:
+            why = f"{fast.kind} weights, native step"
+            return LanguageModel(replace(bundle, made=fast), Batching(fast), why, choice)
+    else:
+        choice = Choice(None, f"computes on {on}")
     if kind == "auto":
-        kind = "fp32" if runtime.autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
-    model = _converted(bundle.model, kind)
-    return LanguageModel(replace(bundle, model=model), why=f"{kind} weights, plain path: {reason}")
+        kind = "fp32" if runtime.autocast_dtype("auto", on) is None else "bf16"
+    made = _converted(bundle.model, kind, on)
+    return LanguageModel(replace(bundle, made=made), why=f"{kind} weights, plain path: {choice.reason}", choice=choice)
 
 
-def _converted(model: Transformer, kind: str) -> Transformer:
+def _converted(model: Transformer, kind: str, on: torch.device) -> Transformer:
     if kind == "bf16":
-        return model.to(torch.bfloat16)
-    if kind in ("int8", "int4"):
+        model = model.to(torch.bfloat16)
+    elif kind in ("int8", "int4"):
         from llmlab.compression.quantize import Int4, Int8, quantize_model
 
         model = quantize_model(model, Int8() if kind == "int8" else Int4())
-        use_kernels(model)
-    return model
+        if on.type == "cpu":
+            use_kernels(model)
+    return model.to(on)
 
 
-def _open_quantized(folder: Path, kind: str) -> Bundle | None:
-    """The model of a folder of quantised weights, None for any other."""
-    if not (folder / CONFIG).is_file():
-        return None
-    from llmlab.compression.quantize import is_quantized, load_quantized
+def _quantized(folder: Path, kind: str, on: torch.device) -> LanguageModel:
+    """The model of a folder of quantised weights."""
+    from llmlab.compression.quantize import for_native, load_quantized
 
-    if not is_quantized(folder):
-        return None
     bundle = load_quantized(folder)
-    stored = "int4" if any(isinstance(module, Int4Linear) for module in bundle.model.modules()) else "int8"
-    if kind not in ("fp32", "auto", stored):
+    held = "int4" if any(isinstance(module, Int4Linear) for module in bundle.model.modules()) else "int8"
+    if kind not in ("fp32", "auto", held):
         raise InputError(
-            "weights", f"{folder} holds {stored} weights, {kind} cannot be made of them", "open the original"
+            "weights", f"{folder} holds {held} weights, {kind} cannot be made of them", "open the original"
         )
-    if kind != "fp32":
-        use_kernels(bundle.model)
-    return bundle
+    why = f"the folder's own {held} weights"
+    if kind == "fp32" or on.type != "cpu":
+        bundle.model.to(on)
+        return LanguageModel(bundle, why=f"{why}, exact")
+    stored = for_native(bundle.model)
+    choice = Choice(None, stored) if isinstance(stored, str) else choose(stored.skeleton, held, stored.read)
+    if choice.model is not None:
+        fast = replace(bundle, made=choice.model)
+        return LanguageModel(fast, Batching(choice.model), f"{why}, native step", choice)
+    use_kernels(bundle.model)
+    return LanguageModel(bundle, why=f"{why}, PyTorch's kernels: {choice.reason}", choice=choice)
 
 
 class LanguageModel:
     """A model with its tokenizer. Settings of `Sampling` may be given by name to whatever generates."""
 
-    def __init__(self, bundle: Bundle, batching: Batching | None = None, why: str = "fp32 weights, exact") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        batching: Batching | None = None,
+        why: str = "fp32 weights, exact",
+        choice: Choice | None = None,
+    ) -> None:
         self.bundle = bundle
-        self.model = bundle.model.eval()
+        self._choice = choice
         self.batching = batching  # how texts are made where the native step does it
         self.why = why
+
+    def explain(self) -> list[str]:
+        """Why texts are made the way they are, for a person: weights, path, and what was measured on this machine."""
+        return [self.why, *(self._choice.explain() if self._choice is not None else ())]
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The plain path, with the very weights that texts are made of. Where the native step makes them, this model
+        is made when it is first asked for."""
+        return self.bundle.model.eval()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -178,10 +207,12 @@ class LanguageModel:
                 raise InputError("decoder_ids", f"have {len(decoder_ids)} rows", f"one for each of {len(ids)} texts")
         elif decoder_ids is not None:
             raise InputError("decoder_ids", "this model has no encoder, so all ids are one text", "leave them out")
+        back, ids = ids.device, ids.to(self._device)
         with torch.no_grad():
             if decoder_ids is not None:
-                memory, ids = self.model.encode(ids, Places.causal(*ids.shape)), decoder_ids
-            out: Tensor = self.model(ids, memory=memory).float()
+                at = Places.causal(len(ids), ids.shape[1], ids.device)
+                memory, ids = self.model.encode(ids, at), decoder_ids.to(ids.device)
+            out: Tensor = self.model(ids, memory=memory).float().to(back)
         return out
 
     def _check_ids(self, place: str, ids: Tensor) -> None:
@@ -193,6 +224,10 @@ class LanguageModel:
         if lowest < 0 or highest >= self.model.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise InputError(place, f"{wrong} is outside the vocabulary of {self.model.vocab_size}")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> Tensor:
         """float32 [N, D], one vector a text, by the published pooling or the one given. Of a text that is longer than

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from llmlab.errors import InputError
+from llmlab.quick import uncollected
 
 
 def _settings(
@@ -87,8 +88,9 @@ def sampling_options(**defaults: Any) -> Callable[[Callable[..., None]], Callabl
 
 
 def _sampling(place: str, values: Mapping[str, Any]) -> Any:
-    from llmlab.inference.sampling import Sampling
-    from llmlab.recipe import parse
+    with uncollected():
+        from llmlab.inference.sampling import Sampling
+        from llmlab.recipe import parse
 
     return parse(Sampling, values, place)
 

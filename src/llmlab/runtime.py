@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from llmlab.errors import InputError
+from llmlab.errors import InputError, unknown
 
 
 def cache_folder() -> Path:
@@ -55,17 +55,24 @@ def make_deterministic() -> None:
 # ---------------------------------------------------------------- devices
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
 def device(name: str) -> torch.device:
-    """`auto` takes cuda, then mps, then cpu. Only the CPU is tested by this project's CI."""
-    if name != "auto":
-        chosen = torch.device(name)
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not there.get(chosen.type, True):
-            raise InputError("device", f"{name!r} is not available on this machine", "use auto or cpu")
-        return chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto` takes cuda, then mps, then cpu; `cuda:1` is the second card. Only the CPU is tested by this project's CI.
+
+    Errors: InputError for a name that is none, and for a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    kind, _, index = name.partition(":")
+    if kind not in there or (index and not index.isdecimal()):
+        raise unknown("device", name, DEVICES)
+    many = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there[kind] or int(index or 0) >= many:
+        raise InputError("device", f"{name!r} is not available on this machine", "use auto or cpu")
+    return torch.device(name)
 
 
 def autocast_dtype(name: str, on: torch.device) -> torch.dtype | None:
@@ -105,6 +112,15 @@ def instruction_sets() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def cpu_name() -> str:
+    """As Linux tells it, else the kind of processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:

@@ -192,22 +192,33 @@ def test_rows_of_a_rollout_are_cut_to_the_longest_and_survive_a_file() -> None:
     assert all(torch.equal(t, again.tensors()[name]) for name, t in rollout.tensors().items())
 
 
-@pytest.mark.parametrize(
-    "bent",
-    [
-        {"temperature": 0.7},
-        {"temperature": 0.0},
-        {"top_k": 5},
-        {"top_p": 0.9},
-        {"repetition_penalty": 1.1},
-        {"min_new_tokens": 2},
-        {"stop": ("x",)},
-    ],
-)
-def test_a_bent_distribution_is_refused(bent: dict[str, Any]) -> None:
-    """Trap 26."""
-    with pytest.raises(InputError, match=rf"sampling\.{next(iter(bent))}.*would bend"):
-        check_sampling(Sampling(**bent))
+BENT: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "typical_p": 0.9,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "no_repeat_ngram_size": 3,
+    "logit_bias": {3: 1.0},
+    "constraint": {"kind": "regex", "pattern": "a"},
+    "min_new_tokens": 2,
+    "stop": ("x",),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in Sampling.model_fields if name not in ("max_new_tokens", "seed")])
+def test_a_bent_distribution_is_refused(name: str) -> None:
+    """Trap 26; a setting that comes later must be refused too, or be known to the scorer."""
+    with pytest.raises(InputError, match=rf"sampling\.{name}.*would bend"):
+        check_sampling(Sampling(**{name: BENT[name]}))
+
+
+def test_greedy_answers_are_refused_too() -> None:
+    with pytest.raises(InputError, match=r"sampling\.temperature.*would bend"):
+        check_sampling(Sampling(temperature=0))
 
 
 def test_no_cell_of_the_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

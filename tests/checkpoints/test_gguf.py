@@ -6,6 +6,8 @@ That llama.cpp opens ours is `benchmarks/gguf_export.py`.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +21,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmlab.checkpoints import gguf
-from llmlab.checkpoints.bundle import Bundle
+from llmlab.checkpoints.bundle import Bundle, Stored
 from llmlab.checkpoints.gguf_file import GGUF, encoded
 from llmlab.checkpoints.hf import save_hf
 from llmlab.errors import InputError
 from llmlab.families import llama
-from llmlab.families.mapping import explicit, to_hf
+from llmlab.families.mapping import explicit, pair_halves, to_hf
+from llmlab.inference import native, packing
+from llmlab.inference.fast import quickened
 from llmlab.model.attention import GroupedQuery
-from llmlab.model.feedforward import GEGLU, GELU, GELUTanh
+from llmlab.model.feedforward import GEGLU, GELU, GELUTanh, SwiGLU
 from llmlab.model.positions import Alibi
 from llmlab.model.rotary import Rope, RopeInterleaved
+from llmlab.model.transformer import Architecture
+from llmlab.tokenization.tokenizer import Tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -216,7 +222,7 @@ def test_a_damaged_model_is_read_or_refused(tmp_path: Path, make: Callable[..., 
         content[data.draw(st.integers(0, 10_000))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     try:
-        gguf.read(path)
+        assert gguf.read(path).model
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -251,7 +257,7 @@ def test_transformers_reads_ours_to_the_same_logits(tmp_path: Path, make: Callab
     bundle = make(kind)
     if kind.startswith("gpt2"):  # transformers takes GPT-2's own context and width ratio for every GGUF of a gpt2
         wide = bundle.architecture.model_copy(update={"feedforward": GELUTanh(bias=True), "context": 1024})
-        bundle = replace(bundle, architecture=wide, model=wide.build(264).eval())
+        bundle = replace(bundle, architecture=wide, made=wide.build(264).eval())
     save(tmp_path / "m.gguf", bundle)
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
     assert (bundle.model(IDS) - reference(IDS).logits).abs().max() < 1e-4
@@ -334,6 +340,71 @@ def test_llama_cpp_has_one_activation_of_gpt2(tmp_path: Path, make: Callable[...
         gguf.write(tmp_path / "m.gguf", model, None)
 
 
+# ---------------------------------------------------------------- as the weights lie there
+
+
+BLOCKS = {"q4_0": ("int4", 4), "q4_1": ("int4", 4), "q8_0": ("int8", 8)}
+
+
+@pytest.fixture
+def wide(tokenizer: Tokenizer) -> Bundle:
+    """A model whose matrices are whole tiles, so that the native step takes it."""
+    mixer = GroupedQuery(heads=4, kv_heads=2, head_dim=32)
+    parts = {"attention": mixer, "feedforward": SwiGLU(width=96), "initial_std": 0.15}
+    architecture = Architecture(layers=2, dim=64, context=64, **parts)
+    return Bundle(architecture.build(272).eval(), tokenizer, architecture, "made here")
+
+
+@pytest.mark.parametrize("kind", [*BLOCKS, "f16"])
+def test_the_model_is_made_when_asked_for_of_the_weights_in_the_file(tmp_path: Path, wide: Bundle, kind: str) -> None:
+    save(tmp_path / "m.gguf", wide, kind)
+    bundle, file = gguf.read(tmp_path / "m.gguf"), GGUF(tmp_path / "m.gguf")
+    assert isinstance(bundle.made, Stored)
+    other = replace(bundle, origin="elsewhere")
+    assert other.model is other.model
+    state = file.state()
+    mine = dict(bundle.model.named_parameters())
+    assert bundle.made is bundle.model
+    assert torch.equal(mine["embedding.weight"], state["token_embd.weight"])
+    assert torch.equal(mine["blocks.1.attention.query.weight"], pair_halves(state["blk.1.attn_q.weight"], 4))
+    assert torch.equal(mine["blocks.1.attention.key.weight"], pair_halves(state["blk.1.attn_k.weight"], 2))
+    assert torch.equal(mine["blocks.0.feedforward.down.weight"], state["blk.0.ffn_down.weight"])
+    mine["embedding.weight"].data.zero_()  # memory of its own
+    assert torch.equal(other.model.embedding.weight, state["token_embd.weight"])
+
+
+@torch.no_grad()
+@pytest.mark.skipif(native.missing() is not None, reason=f"plain path only: {native.missing()}")
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_go_to_the_native_step_as_they_are(
+    tmp_path: Path, wide: Bundle, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "m.gguf", wide, kind)
+    want = gguf.read(tmp_path / "m.gguf").model
+    bundle = gguf.read(tmp_path / "m.gguf")
+    assert isinstance(bundle.made, Stored)
+    monkeypatch.setattr(packing, "quantised", None)  # nothing is quantised again
+    fast = quickened(bundle.made.skeleton, "auto", bundle.made.read)
+    assert fast.kind == BLOCKS[kind][0]
+    packed = fast.transformer()
+    for name, weight in want.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], weight), name
+    assert torch.equal(packed(IDS), want(IDS))
+
+
+def test_weights_that_are_no_numbers_are_refused_as_blocks_too(tmp_path: Path, wide: Bundle) -> None:
+    save(tmp_path / "m.gguf", wide, "q8_0")
+    file = GGUF(tmp_path / "m.gguf")
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    at = file.tensors["blk.1.ffn_up.weight"].offset
+    content[at : at + 2] = np.array(np.inf, "<f2").tobytes()
+    (tmp_path / "m.gguf").write_bytes(content)
+    made = gguf.read(tmp_path / "m.gguf").made
+    assert isinstance(made, Stored)
+    with pytest.raises(InputError, match="not finite"):
+        packing.pack(made.read("blocks.1.feedforward.up.weight"), "int8")
+
+
 # ---------------------------------------------------------------- SmolLM2
 
 
@@ -363,6 +434,26 @@ def test_smollm2_says_paris_and_agrees_with_transformers(real: Bundle, smollm2: 
     for _ in range(4):
         ids = torch.cat([ids, real.model(ids)[:, -1:].argmax(-1)], 1)
     assert real.tokenizer.decode(ids[0, 5:].tolist()).startswith(" Paris")
+
+
+MEMORY = """
+import sys
+import llmlab.language_model
+from llmlab.runtime import resident_bytes
+before = resident_bytes()
+lm = llmlab.load(sys.argv[1], "auto")
+text = lm.generate("The capital of France is", max_new_tokens=1, temperature=0)
+print(lm.why, resident_bytes() - before, text, sep="|")
+"""
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=f"plain path only: {native.missing()}")
+def test_smollm2_takes_the_memory_of_its_four_bits(smollm2: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(smollm2)], check=True, capture_output=True, text=True)
+    why, grown, text = done.stdout.strip().split("|")
+    assert why == "int4 weights, native step"
+    assert text == " Paris"
+    assert int(grown) < 300e6  # of which 98 MB are weights; in float32 those are 538
 
 
 def test_smollm2_written_again_has_the_bytes_it_shipped_with(real: Bundle, smollm2: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llmlab.checkpoints.gguf_file import GGUF, LEAST_STEP, ROUNDING, encoded, write_gguf
 from llmlab.errors import InputError
+from llmlab.inference.packing import pack, unpacked
 
 QUANTIZATIONS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"]
 
@@ -121,6 +122,42 @@ def test_a_damaged_file_is_read_or_refused_by_name_within_bounded_memory(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 4_000_000
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["Q4_0", "Q4_1", "Q8_0"]),
+    rows=st.sampled_from([16, 48]),
+    blocks=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+    largest=st.sampled_from([0x04, 0x3C, 0x7B, 0x7F]),
+)
+def test_blocks_are_packed_without_a_loss(
+    tmp_path: Path, kind: str, rows: int, blocks: int, seed: int, largest: int
+) -> None:
+    """Random blocks, their scales denormal, ordinary, large, and no numbers at all: the weights as dequantised."""
+    quantization = GGMLQuantizationType[kind]
+    _, block_bytes = gguf.constants.GGML_QUANT_SIZES[quantization]
+    draw = np.random.default_rng(seed)
+    raw = draw.integers(0, 256, (rows, blocks, block_bytes), dtype=np.uint8)
+    for high in (1, 3) if kind == "Q4_1" else (1,):  # the byte of sign and exponent
+        raw[..., high] = draw.integers(0, largest + 1, (rows, blocks)) | draw.integers(0, 2, (rows, blocks)) << 7
+    table = entry("t", [32 * blocks, rows], int(quantization))
+    path = tmp_path / "b.gguf"
+    path.write_bytes(padded(hostile(tensors=table, n_tensors=1), 0) + raw.tobytes())
+    file = GGUF(path)
+    groups, weights = file.groups("t"), file.tensor("t")
+    if groups is None:
+        bits = raw[..., :2].copy().view(np.uint16)
+        most = {"Q4_0": 65504 / 8, "Q4_1": 65504, "Q8_0": 65504 / 128}[kind]
+        assert not weights.isfinite().all() or not (np.abs(bits.view(np.float16)) <= most).all()
+        return
+    assert torch.equal(groups.dense(), weights)
+    order = draw.permutation(rows)
+    for bits in {groups.bits, 8}:
+        packed = pack(groups, "int4" if bits == 4 else "int8")
+        assert torch.equal(unpacked(packed), weights)
+        assert torch.equal(unpacked(pack(groups.rows(order), packed.kind)), weights[order])
 
 
 def test_every_truncation_is_refused(small: bytes, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from rich.cells import cell_len
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
 from llmlab.handbook import html
-from llmlab.handbook.page import WIDTH, coloured, json_row, list_questions, listing, show, wrapped
-from llmlab.handbook.question import asked, built, load
+from llmlab.handbook.page import WIDTH, coloured, json_row, list_questions, listing, short, show, wrapped
+from llmlab.handbook.question import Question, asked, built, load
 from llmlab.handbook.race_rows import blocks, difference, title_of, value
 from llmlab.handbook.raced import save
 from llmlab.handbook.runner import recorded, shipped
@@ -70,6 +70,32 @@ def test_every_page_fits_and_says_what_there_is(number: int, lang: Any) -> None:
     assert f"llmlab/handbook/q{number:02d}_" in page
     passed = [row["passed"] for row in record["checks"]]
     assert (page.count("✓"), page.count("✗")) == (passed.count(True), passed.count(False))
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("number", [number for number in built() if load(number).tables is not Question.tables])
+def test_tables_stand_below_the_evidence(number: int, lang: Any) -> None:
+    record = shipped(number)
+    assert record is not None
+    question, page, written = load(number), show(number, lang), html.render(number, lang)
+    for table in question.tables(record["figures"]):
+        assert re.sub(r"\s", "", table.title.in_language(lang)) in re.sub(r"\s", "", page)
+        for cells in table.in_language(lang):
+            assert all(cell in page for cell in cells)
+            assert all(f">{cell}</t" in written for cell in cells)
+
+
+def test_a_race_with_tables_of_its_own_is_folded() -> None:
+    page, written = show(12), html.render(12)
+    assert "release: 2 arms" in page
+    assert "--html writes" in page
+    assert "minus 128 tokens" not in page + written
+    assert written.count("<svg") == 0
+    assert written.count("<details>") == written.count("<caption") - len(load(12).tables(shipped(12)["figures"])) == 1
+
+
+def test_a_whole_number_is_told_in_full() -> None:
+    assert [short(value) for value in (46_080.0, 0.0, 3.067, 1e-9, 0.02)] == ["46,080", "0", "3.067", "1e-09", "0.02"]
 
 
 def test_a_fresh_run_is_shown_in_place_of_the_shipped_one() -> None:
@@ -220,7 +246,7 @@ def test_a_race_that_is_no_longer_defined_is_shown_by_its_name() -> None:
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_the_terminal_shows_the_races_of_a_question(lang: Any, tmp_path: Path) -> None:
-    assert ("Trained arms" if lang == "en" else "实际训练\n") not in show(36, lang, races=tmp_path)
+    assert ("Races\n" if lang == "en" else "对比实验\n") not in show(36, lang, races=tmp_path)
     save(record(), tmp_path)
     page = show(36, lang, races=tmp_path)
     assert max(map(cell_len, page.splitlines())) <= WIDTH

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmlab.compression.int8_products import OutlierLinear
-from llmlab.handbook import precisions, q14_int8_or_fp16
+from llmlab.handbook import precisions
 from llmlab.handbook.question import Verdict, load
 from llmlab.handbook.raced import Told, race, shipped
 from llmlab.model.linear import Linear
@@ -22,7 +22,9 @@ def model():
 
 def test_the_methods_have_one_order_everywhere():
     names = precisions.METHODS
-    assert names == q14_int8_or_fp16.METHODS
+    for kind in ("layer prefill", "prefill", "megabytes"):
+        asked = [measure for measure in race("precision_speed").measures if measure.startswith(f"{kind} ")]
+        assert [m for m in asked if "native" not in m] == [f"{kind} {method}" for method in names]
     assert set(race("precision_loss").measures) == {f"{name}{m}" for name in ("", "planted ") for m in names}
 
 
@@ -90,14 +92,37 @@ def test_a_cpu_without_integer_products_leaves_them_out_and_says_so(model, monke
     assert told["decode native int8"] == "no compiler"
     assert told["layer decode W8A16"] > 0
     both = shipped("precision_speed"), shipped("precision_loss")
+    ceilings = shipped("speed")
     assert all(both)
+    assert ceilings is not None
     rows = {m: {arm: [value] * 5 for arm in ("1 text", "8 texts")} for m, value in {**told, "bandwidth": 9.0}.items()}
     speed = Told({**both[0].record, "rows": rows})
     question = load(14)
-    figures = question.figures(Session()) | question.raced({"precision_speed": speed, "precision_loss": both[1]})
+    races = {"precision_speed": speed, "precision_loss": both[1], "speed": ceilings}
+    figures = question.figures(Session()) | question.raced(races)
     assert all(math.isfinite(value) for value in figures.values())
     names = {claim.name for claim in question.decided(figures)}
     assert {"range", "precise enough", "products", "both accelerate", "width"} <= names
     assert not names & {"int8 or fp16", "outliers apart", "weights alone", "roofline"}
     assert isinstance(question.verdict(figures), Verdict)
     assert "Not all could be timed" in question.evidence(figures).en
+    times, beats, _ = question.tables(figures)
+    row = {str(name): cells for name, *cells in times.rows}
+    assert set(row["W8A8"]) == set(row["native int8"]) == {"–"}
+    assert "–" not in row["W8A16"]
+    assert {name for name, *cells in beats.rows if "–" not in cells} == {"W8A16 / fp16", "W8A16 / bf16"}
+    assert figures["compared"] == 8
+
+
+def test_nothing_beats_its_roofline_and_words_follow_the_comparisons():
+    told = {name: shipped(name) for name in load(14).races}
+    figures = load(14).raced(told)
+    beside = {name: value for name, value in figures.items() if ": roofline" in name}
+    assert len(beside) == 2 * 2 * 10
+    assert all(value > 1 for value in beside.values()), "a ceiling that is beaten is none"
+    # One row more or less does not change what a plain pass of fp32 must read: the weights, and 262 tokens' cache.
+    assert figures["1 text: roofline decode fp32"] == pytest.approx(
+        figures["1 text: decode fp32"] / 1e3 * figures["1 text: bandwidth"] * 1e9 / (4 * 134_515_008 + 262 * 46_080),
+        rel=1e-3,
+    )
+    assert figures["int8_faster"] + figures["int8_slower"] <= figures["compared"] == 24

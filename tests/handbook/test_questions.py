@@ -19,8 +19,8 @@ import llmlab
 from llmlab.compression.int8_products import W8A8Linear, quantize_tokens
 from llmlab.errors import InputError
 from llmlab.handbook import (
+    decoding_desk,
     ladder,
-    q16_generation_parameters,
     q41_layernorm,
     q50_gelu,
     q51_swish,
@@ -254,6 +254,10 @@ def test_figures_are_finite_and_evidence_is_made_of_them(question: Question) -> 
     for spoken, other in zip(question.evidence(figures), doubled, strict=True):
         assert spoken != other, "the numbers of the evidence must come from the figures"
         assert "\n" not in spoken
+    again = question.tables({name: 2 * value + 1 for name, value in figures.items()})
+    for table, other in zip(question.tables(figures), again, strict=True):
+        assert table.rows != other.rows, "and so must those of its tables"
+        assert {len(row) for row in table.rows} == {len(table.heads)}
 
 
 @each_formula
@@ -481,7 +485,7 @@ def test_the_written_out_blocks_are_those_of_transformers() -> None:
 
 
 def test_the_sampler_question_scores_what_the_handbook_omits() -> None:
-    assert set(q16_generation_parameters.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
+    assert set(decoding_desk.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
     assert measured(16)["parameters_tried"] == 5
 
 
@@ -494,6 +498,10 @@ def spoken(question: Question) -> Iterator[Text]:
         yield claim.said
         yield from (check.asks for check in claim.checks)
     yield question.evidence(measured(question.number))
+    for table in question.tables(measured(question.number)):
+        yield table.title
+        cells = (cell for line in (table.heads, *table.rows) for cell in line)
+        yield from (cell for cell in cells if isinstance(cell, Text))
     yield Text(*(record(question)["evidence"][lang] for lang in ("en", "zh")))
 
 

@@ -42,6 +42,7 @@ def test_records_are_of_the_races_as_they_are(name: str) -> None:
     told = shipped(name)
     assert told is not None
     assert race(name).stale(told.record) is None
+    assert told.record["seeds"][0] == race(name).first
     for measure in race(name).measures:
         for arm in race(name).arms:
             assert told.fails(arm, measure) is not None or len(told.values(arm, measure)) == len(told.record["seeds"])
@@ -186,6 +187,9 @@ def test_a_trial_keeps_its_arms_and_goes_on_with_what_is_new(tmp_path: Path) -> 
     assert json.loads(json.dumps(record)) == again.record
     assert again.difference("bent", "fair", "heads").low > 0
     assert again.fails("bent", "edge") == "never seen"
+    CALLS.clear()
+    afresh = dataclasses.replace(COIN, first=1).train(tmp_path / "coin", seeds=2, quiet=True)
+    assert (afresh["seeds"], CALLS) == ([1, 2], [(0.5, 2), (0.9, 2)])  # seed 1 was kept
     CALLS.clear()
     wider = dataclasses.replace(COIN, arms={**COIN.arms, "two heads": {"bias": 1.0}})
     more = wider.train(tmp_path / "coin", seeds=2, quiet=True)

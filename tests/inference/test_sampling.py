@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from llmlab.errors import InputError
@@ -82,6 +89,100 @@ def test_repetition_penalty_lowers_both_signs() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0]])
     lowered = bend.penalise_repetition(logits, torch.tensor([[True, True, False]]), 2.0)
     assert lowered.tolist() == [[1.0, -4.0, 1.0]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, p=st.floats(0.001, 1))
+def test_min_p_is_that_of_transformers(seed: int, p: float) -> None:
+    logits = random_logits(seed)
+    ours, theirs = bend.keep_min_p(logits, p), MinPLogitsWarper(p)(None, logits)
+    probs = logits.softmax(-1)
+    edge = (probs / probs.amax(-1, keepdim=True) - p).abs() < 1e-6
+    assert torch.equal(ours[~edge], theirs[~edge])
+    assert (ours.amax(-1) == logits.amax(-1)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=seeds,
+    p=st.floats(0.01, 0.99),
+    spread=st.sampled_from([0.1, 1.0, 5.0]),
+    vocabulary=st.sampled_from([50, 5000]),
+)
+def test_typical_is_that_of_transformers(seed: int, p: float, spread: float, vocabulary: int) -> None:
+    logits = random_logits(seed, vocabulary=vocabulary, spread=spread)
+    logits[0, : vocabulary // 2] = -torch.inf  # what another processor left out
+    ours, theirs = bend.keep_typical(logits, p), TypicalLogitsWarper(p)(None, logits)
+    assert (ours != theirs).sum(-1).max() <= 1  # at the edge sums are rounded another way
+    assert (ours.softmax(-1)[ours > -torch.inf]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, p=st.floats(0.01, 0.99))
+def test_typical_keeps_what_is_nearer_to_the_entropy_than_all_it_leaves_out(seed: int, p: float) -> None:
+    logits = random_logits(seed, vocabulary=50).double()
+    logprobs = logits.log_softmax(-1)
+    far = (-logprobs - -(logprobs.exp() * logprobs).sum(-1, keepdim=True)).abs()
+    kept = bend.keep_typical(logits, p) > -torch.inf
+    assert (far.masked_fill(~kept, 0).amax(-1) < far.masked_fill(kept, torch.inf).amin(-1)).all()
+    held = logprobs.exp().masked_fill(~kept, 0)
+    assert (held.sum(-1) >= p - 1e-9).all()  # and no fewer would do:
+    last = held.gather(-1, far.masked_fill(~kept, -1).argmax(-1, keepdim=True))[:, 0]
+    assert (held.sum(-1) - last < p).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, by_id=st.dictionaries(st.integers(0, 299), st.floats(-100, 100), min_size=1, max_size=9))
+def test_a_bias_is_the_sequence_bias_of_transformers(seed: int, by_id: dict[int, float]) -> None:
+    logits = random_logits(seed)
+    theirs = SequenceBiasLogitsProcessor({(id,): value for id, value in by_id.items()})
+    ids = torch.zeros(3, 4, dtype=torch.int64)
+    torch.testing.assert_close(bend.bias(logits, by_id), theirs(ids, logits.clone()), rtol=1e-6, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, presence=st.floats(-2, 2), frequency=st.floats(-2, 2))
+def test_presence_and_frequency_are_the_formula_of_the_openai_api(seed: int, presence: float, frequency: float) -> None:
+    """mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence"""
+    logits = random_logits(seed, rows=1, vocabulary=20)
+    counts = torch.randint(4, (1, 20), generator=torch.Generator().manual_seed(seed)).float()
+    ours = bend.penalise_counts(logits, counts, presence, frequency)[0].tolist()
+    for mu, c, got in zip(logits[0].tolist(), counts[0].tolist(), ours, strict=True):
+        assert got == pytest.approx(mu - c * frequency - float(c > 0) * presence, abs=1e-4)
+
+
+def test_all_processors_come_in_the_order_that_transformers_builds() -> None:
+    """Its own list, made from a generation config; each of ours must matter for the answer."""
+    fields: dict[str, Any] = {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9}
+    fields |= {"repetition_penalty": 1.5}
+    biases = {7: 5.0, 11: -4.0, 13: 6.0}
+    theirs, matters = processors_of_transformers(fields, biases), set[str]()
+    for seed in range(20):
+        logits = random_logits(seed, spread=2.0)
+        ids = torch.randint(300, (3, 40), generator=torch.Generator().manual_seed(seed))
+        ids[:, :3] = torch.tensor([7, 11, 13])
+        seen = torch.zeros(3, 300, dtype=torch.bool).scatter_(1, ids, True)
+        expected = theirs(ids, logits.clone()).softmax(-1)
+        ours = s.process(logits, Sampling(**fields, logit_bias=biases), seen).softmax(-1)
+        assert ((ours > 0) != (expected > 0)).sum() <= 1
+        if torch.equal(ours > 0, expected > 0):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+        for name in fields:
+            less = Sampling(**{key: value for key, value in fields.items() if key != name}, logit_bias=biases)
+            if not torch.allclose(s.process(logits, less, seen).softmax(-1), ours, atol=1e-4):
+                matters.add(name)
+    assert matters == set(fields)
+
+
+def processors_of_transformers(fields: dict[str, Any], biases: dict[int, float]) -> LogitsProcessorList:
+    config = GenerationConfig(do_sample=True, sequence_bias=[[[id], value] for id, value in biases.items()], **fields)
+    any_model = GenerationMixin()
+    any_model.config = SimpleNamespace(is_encoder_decoder=False)
+    made: LogitsProcessorList = any_model._get_logits_processor(
+        config, input_ids_seq_length=40, logits_processor=LogitsProcessorList()
+    )
+    assert len(made) == 7
+    return made
 
 
 def test_processors_come_in_the_order_of_transformers() -> None:
@@ -196,6 +297,23 @@ def test_logits_that_are_no_numbers_show_in_the_log_probability(greedy: bool) ->
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens 9 is more than max_new_tokens 8"),
         ({"stop": ["a", ""]}, "an empty stop text"),
+        ({"stop": ["\ud83d"]}, "half of a surrogate pair"),
+        ({"stop": ["a" * 70_000]}, "70000 letters, more than 65536"),
+        ({"top_p": 2}, "top_p: got 2"),
+        ({"min_p": -0.1}, "min_p: got -0.1"),
+        ({"min_p": 1.1}, "min_p: got 1.1"),
+        ({"typical_p": 0}, "typical_p: got 0"),
+        ({"typical_p": 2}, "typical_p: got 2"),
+        ({"presence_penalty": 2.1}, "presence_penalty: got 2.1"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty: got -2.1"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: got -1"),
+        ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size is True, where a number belongs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {1: 101}}, "logit_bias.1: got 101"),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias.1: got nan"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0)}, "at most 1024"),
+        ({"constraint": {"kind": "regexp", "pattern": "a"}}, "did you mean 'regex'"),
+        ({"constraint": {"kind": "json_schema", "schema": False}}, "constraint.schema"),
         ({"temprature": 1}, "did you mean 'temperature'"),
     ],
 )
@@ -204,6 +322,16 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(values: dict[str, A
         parse(Sampling, values, "sampling")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_finite_number_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"sampling\.{name}: got"):
+        parse(Sampling, {name: value}, "sampling")
 
 
 def test_one_stop_text_may_come_bare() -> None:

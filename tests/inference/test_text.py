@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +105,33 @@ def test_a_stop_that_is_complete_first_wins_over_one_that_began_first() -> None:
     assert streamed([b"abc"], ["b", "abc"]) == (["a", ""], True)
     assert streamed([b"a", b"b", b"c"], ["b", "abc"]) == (["", "a", "", ""], True)
     assert streamed([b"xab"], ["b", "ab"]) == (["x", ""], True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), text=st.text("ab三😀", max_size=40))
+def test_many_stops_that_begin_and_hold_each_other(data: st.DataObject, text: str) -> None:
+    stops = data.draw(st.lists(st.text("ab三😀", min_size=3, max_size=7), min_size=5, max_size=30))
+    expected = first_complete(text, stops)
+    parts, stopped = streamed(chunks(data, text.encode()), stops)
+    assert "".join(parts) == (text if expected is None else expected)
+    assert stopped == (expected is not None)
+
+
+def test_a_thousand_stops_cost_as_much_as_one() -> None:
+    """Searching for each of them took 3 ms a token."""
+    stops = [f"{'ab' * 9}{number}" for number in range(1000)]
+    stream = TextStream(Pieces([b"abab", b"xab"]), stops)
+    began = time.process_time()
+    said = "".join(stream.push(number % 2) for number in range(2000)) + stream.finish()
+    assert time.process_time() - began < 1
+    assert said == "ababxab" * 1000
+
+
+def test_a_stop_ends_inside_of_a_token_that_goes_on_with_half_a_character() -> None:
+    face = "😀".encode()
+    assert streamed([b"one" + face[:1], face[1:]], ["e"]) == (["on", "", ""], True)
+    assert streamed([b"on" + face[:3], face[3:] + b"x"], ["😀"]) == (["on", "", ""], True)
+    assert streamed(["👩‍👩‍👧".encode()], ["👩‍👧"]) == (["👩‍", ""], True)
 
 
 def test_special_tokens_have_no_text() -> None:

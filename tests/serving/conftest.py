@@ -12,17 +12,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import torch
-from torch import Tensor
 
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.inference import native
 from llmlab.inference.batching import Batching
 from llmlab.inference.fast import FastModel
-from llmlab.inference.pages import PAGE
-from llmlab.inference.stepper import Piece
+from llmlab.inference.plain_step import PlainModel
 from llmlab.language_model import LanguageModel
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.transformer import Architecture
 from llmlab.serving.api import create
 from llmlab.serving.keys import Keys
 from llmlab.serving.serve import Server, bind
@@ -31,31 +28,6 @@ from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
 CONTEXT, KEY, NAME = 256, "a-key-for-tests", "tiny"
-
-
-class Uncached:
-    """A stepper that keeps ids where others keep keys, and runs the whole text again: slow, exact, any model."""
-
-    def __init__(self, model: Transformer, pages: int) -> None:
-        self.model, self.pages, self.ids = model, pages, torch.zeros(pages, PAGE, dtype=torch.int64)
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.model.architecture
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.vocab_size
-
-    def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
-        rows = []
-        for piece in pieces:
-            end = piece.start + len(piece.ids)
-            for at, id in enumerate(piece.ids, piece.start):
-                self.ids[piece.pages[at // PAGE], at % PAGE] = id
-            text = self.ids[list(piece.pages)].flatten()[None, :end]
-            rows.append(self.model(text)[0, piece.start :])
-        return torch.cat(rows)[list(ask)].float()
 
 
 def model_of(tokenizer: Tokenizer, **fields: Any) -> Bundle:
@@ -69,10 +41,10 @@ def model_of(tokenizer: Tokenizer, **fields: Any) -> Bundle:
 def served(
     tokenizer: Tokenizer, pages: int = 400, step_rows: int = 64, step_tokens: int = 256, **fields: Any
 ) -> LanguageModel:
-    """A model with continuous batching: native where this machine can, else the plain one above."""
+    """A model with continuous batching: native where this machine can, else plain."""
     bundle = model_of(tokenizer, **fields)
-    stepper = Uncached(bundle.model, pages) if native.missing() else FastModel(bundle.model, "bf16", pages)
-    return LanguageModel(bundle, Batching(stepper, step_tokens, step_rows), "bf16 weights, native step")
+    stepper = PlainModel(bundle.model, pages) if native.missing() else FastModel(bundle.model, "bf16", pages)
+    return LanguageModel(bundle, Batching(stepper, step_tokens, step_rows), "tiny weights")
 
 
 @dataclass

@@ -69,7 +69,8 @@ def test_a_client_that_leaves_frees_its_place(narrow: Running, when: str, stream
     with ThreadPoolExecutor(4) as pool:
         stay = []
         if when == "queued":  # two are answered, the leaving ones wait behind them
-            stay = [pool.submit(narrow.post, "/v1/completions", prompt="the sea", max_tokens=60, seed=9) for _ in "ab"]
+            body = {"prompt": "the sea", "max_tokens": 60, "ignore_eos": True}
+            stay = [pool.submit(narrow.post, "/v1/completions", **body) for _ in "ab"]
             until(lambda: narrow.worker.open == 2)
         prompt = "x y " * 25 if when == "prefill" else "x"
         lines = [opened(narrow, "/v1/completions", LONG % (prompt, streamed)) for _ in range(3)]
@@ -187,7 +188,7 @@ def test_a_defect_in_a_handler_is_a_plain_500(narrow: Running, monkeypatch: pyte
 def test_health_and_others_are_answered_while_the_worker_is_in_a_long_step(narrow: Running) -> None:
     slow(narrow, 0.4)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(narrow.post, "/v1/completions", prompt="x", max_tokens=3)
+        asked = pool.submit(narrow.post, "/v1/completions", prompt="x", max_tokens=4, ignore_eos=True)
         until(lambda: narrow.worker.open == 1)
         began = time.monotonic()
         for _ in range(5):

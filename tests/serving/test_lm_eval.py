@@ -12,10 +12,11 @@ import pytest
 
 from llmlab.checkpoints.convert import convert
 from llmlab.inference.batching import Batching
+from llmlab.inference.plain_step import PlainModel
 from llmlab.language_model import LanguageModel
 from llmlab.tokenization.tokenizer import Tokenizer
 
-from .conftest import CONTEXT, KEY, NAME, Uncached, model_of, running
+from .conftest import CONTEXT, KEY, NAME, model_of, running
 
 ITEMS = [
     {"question": "The whale is in the", "choices": ["sea", "ship and the sea", "三国", "x"], "answer": 0},
@@ -84,7 +85,7 @@ def test_the_harness_scores_a_model_by_http_as_its_folder(
         ]
 
     by_folder = samples(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
-    exact = LanguageModel(bundle, Batching(Uncached(bundle.model, 64)), "fp32 weights, uncached")
+    exact = LanguageModel(bundle, Batching(PlainModel(bundle.model, 64)), "fp32 weights")
     with running(exact) as found:
         client = LocalCompletionsAPI(
             model=NAME,

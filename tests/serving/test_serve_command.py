@@ -93,8 +93,10 @@ def test_why_says_why_and_leaves(folder: Path, llmlab: Callable[..., tuple[int, 
     assert (code, errors) == (0, "")
     code, told, errors = llmlab("serve", str(folder), "--why", "--json")
     assert (code, errors) == (0, "")
-    assert json.loads(told) == {"model": str(folder), "why": plain.strip()}
-    assert "weights" in plain
+    said = json.loads(told)
+    assert (said["model"], said["explained"]) == (str(folder), plain.splitlines())
+    assert said["why"] == plain.splitlines()[0]
+    assert "weights" in said["why"]
 
 
 def test_what_cannot_be_served_is_one_line(folder: Path, llmlab: Callable[..., tuple[int, str, str]]) -> None:

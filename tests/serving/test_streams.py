@@ -91,7 +91,13 @@ def test_a_completion_streamed_is_the_completion_at_once(server: Running, **body
 
 def test_usage_comes_last_where_it_is_asked_for(server: Running, client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
-        model=NAME, messages=HELLO, max_tokens=7, stream=True, stream_options={"include_usage": True}
+        model=NAME,
+        messages=HELLO,
+        max_tokens=7,
+        seed=1,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
     )
     *pieces, last = list(stream)
     assert last.choices == []

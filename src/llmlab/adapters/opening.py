@@ -4,6 +4,8 @@ RUN/                the furthest policy that is finished: ppo, dpo, sft, pretrai
 RUN/sft/            model/ as it is, or adapter/ merged into what it names as its base
 RUN/sft/adapter/    the same; a base is a path relative to the adapter's folder, or a known name
 smollm2, x.gguf     whatever checkpoints.where opens
+
+What adapters and stages need is imported where one is met: most models are neither, and a chat is to begin at once.
 """
 
 from __future__ import annotations
@@ -11,12 +13,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmlab.adapters.lora import merge
-from llmlab.adapters.peft_format import CONFIG, HEAD, load_peft, read_config
 from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.where import is_model_folder, open_model
+from llmlab.checkpoints.where import ADAPTER, is_model_folder, open_model
 from llmlab.errors import InputError
-from llmlab.stages import manifest
 
 POLICIES = ("ppo", "dpo", "sft", "pretrain")
 
@@ -38,12 +37,14 @@ def origin_of(name_or_path: str | Path) -> str:
 
 def base_of(adapter: Path) -> str:
     """The origin of an adapter's base."""
+    from llmlab.adapters.peft_format import read_config
+
     base = read_config(adapter).base
     inside = (adapter / base).resolve()
     if inside.exists():
         return str(inside)
     if base.startswith((".", "/")):
-        raise InputError(str(adapter / CONFIG), f"its base {base!r} is not there", "move adapter and base together")
+        raise InputError(str(adapter / ADAPTER), f"its base {base!r} is not there", "move adapter and base together")
     return origin_of(base)
 
 
@@ -55,7 +56,7 @@ def _open(name_or_path: str | Path, chain: tuple[str, ...]) -> Bundle:
     if here in chain:
         raise InputError(here, "is its own base", " -> ".join([*chain[chain.index(here) :], here]))
     chain = (*chain, here)
-    if (folder / CONFIG).is_file():
+    if (folder / ADAPTER).is_file():
         return _merged(folder, chain)
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
@@ -67,6 +68,8 @@ def _open(name_or_path: str | Path, chain: tuple[str, ...]) -> Bundle:
 
 def last_policy(run: Path) -> Path:
     """The folder of the furthest policy stage that is finished in a run."""
+    from llmlab.stages import manifest
+
     for stage in POLICIES:
         if manifest(run / stage) is not None:
             return run / stage
@@ -74,6 +77,9 @@ def last_policy(run: Path) -> Path:
 
 
 def _merged(adapter: Path, chain: tuple[str, ...]) -> Bundle:
+    from llmlab.adapters.lora import merge
+    from llmlab.adapters.peft_format import HEAD, load_peft
+
     if (adapter / HEAD).is_file():
         raise InputError(str(adapter), "is a reward model, not a language model", "open its base, or a policy")
     base = _open(base_of(adapter), chain)

@@ -3,21 +3,25 @@ and chat template."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from pydantic import ValidationError
 from torch import Tensor
 
-from llmlab.checkpoints.bundle import Bundle, fill, matching, skeleton
+from llmlab.checkpoints.bundle import Bundle, Stored, fit, matching, skeleton
 from llmlab.checkpoints.gguf_file import GGUF, LEAST_STEP, ROUNDING, write_gguf
 from llmlab.checkpoints.gguf_names import DIALECTS, EMBEDDING, OUTPUT, Dialect, dialect_of
 from llmlab.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_fields
 from llmlab.checkpoints.native import plain_state
 from llmlab.errors import InputError, unknown
-from llmlab.families.mapping import pair_halves, pair_neighbours, to_ours
+from llmlab.families.mapping import Entry, pair_halves, pair_neighbours, to_ours
+from llmlab.model.groups import Weight
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -31,7 +35,8 @@ QUANTIZATION_VERSION = 2
 
 
 def read(path: Path) -> Bundle:
-    """A model from a GGUF file, dequantised to fp32, with the tokenizer and chat template of the file.
+    """A model from a GGUF file, with the tokenizer and chat template of the file. Its weights are read when they are
+    asked for: dequantised to fp32, or as they lie there.
 
     Errors: InputError for a damaged file, an architecture that is not read, a field that changes the arithmetic in a
     way that is not built, and a missing, unknown or misshapen tensor.
@@ -44,13 +49,35 @@ def read(path: Path) -> Bundle:
     model = skeleton(architecture, vocab_size, file.tensors, str(path))
     entries = dialect.entries(architecture)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    promised = {name: torch.empty(entry.shape, device="meta") for name, entry in file.tensors.items()}
     try:
-        state = to_ours(entries, file.state(), shapes, "", [])
+        state = to_ours(entries, promised, shapes, "", [])
     except InputError as error:
         raise InputError(f"{path}: {error.place}", error.problem, error.hint) from None
-    for name, heads in dialect.turned(entries, settings).values():
-        state[name] = pair_halves(state[name], heads)
-    return Bundle(fill(model, state, str(path)), tokenizer, architecture, str(path))
+    fit(model, {name: tensor.shape for name, tensor in state.items()}, str(path))
+    turned = dict(dialect.turned(entries, settings).values())
+    return Bundle(Stored(model, _reader(file, entries, shapes, turned), str(path)), tokenizer, architecture, str(path))
+
+
+def _reader(
+    file: GGUF, entries: Sequence[Entry], shapes: dict[str, torch.Size], turned: dict[str, int]
+) -> Callable[[str], Weight]:
+    """Weights by our names; `turned` is how many heads there are in those whose rows are paired as neighbours."""
+    of = {name: entry for entry in entries for name in entry.ours}
+
+    @lru_cache(maxsize=1)  # those that are stacked are asked for one after another
+    def parts(entry: Entry) -> dict[str, Tensor]:
+        return dict(zip(entry.ours, entry.split(file.tensor(entry.theirs), shapes), strict=True))
+
+    def read(name: str) -> Weight:
+        entry, heads = of[name], turned.get(name)
+        alone = entry == Entry(entry.theirs, (name,))
+        if alone and (groups := file.groups(entry.theirs)) is not None:
+            return groups if heads is None else groups.rows(pair_halves(torch.arange(len(groups.codes)), heads).numpy())
+        tensor = parts(entry)[name]
+        return tensor if heads is None else pair_halves(tensor, heads)
+
+    return read
 
 
 def _config(file: GGUF) -> tuple[Dialect, dict[str, Any], dict[str, Any]]:

@@ -22,6 +22,7 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llmlab.errors import InputError
+from llmlab.model.groups import Groups
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -38,6 +39,7 @@ SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7
 BOOL, STRING, ARRAY = 7, 8, 9
 MIN_BYTES = {STRING: 8, ARRAY: 12}
 UINT32, FLOAT32 = 4, 6
+Q4_0, Q4_1, Q8_0 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0
 
 # The types that are written, and the largest weight that each can hold: the range of a half, or of its scale times
 # its codes.
@@ -142,6 +144,23 @@ class _Reader:
             raise self.error(f"damaged GGUF: {what} is a truth value of {array.max()}, neither 0 nor 1")
         return array.astype(bool)
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """So many strings. A vocabulary has tens of thousands, so there is no call for each."""
+        data, at, end, length_at = self.data, self.position, self.end, struct.Struct("<Q").unpack_from
+        found: list[bytes] = []
+        for _ in range(count):
+            (length,) = length_at(data, at) if at + 8 <= end else (end,)
+            at += 8
+            if length > end - at:
+                raise self.error(f"truncated or damaged GGUF: {what} has a string that ends beyond the file")
+            found.append(data[at : at + length])
+            at += length
+        self.position = at
+        try:
+            return [content.decode("utf-8") for content in found]
+        except UnicodeDecodeError:
+            raise self.error(f"damaged GGUF: {what} is not UTF-8") from None
+
     def array(self, what: str, depth: int) -> Any:
         if depth > MAX_NESTING:
             raise self.error(f"damaged GGUF: {what} nests arrays more than {MAX_NESTING} deep")
@@ -150,6 +169,8 @@ class _Reader:
             return self.numbers(kind, self.count(f"length of {what}", np.dtype(SCALARS[kind]).itemsize), what)
         if kind not in MIN_BYTES:
             raise self.error(f"damaged GGUF: {what} has elements of the unknown type {kind}")
+        if kind == STRING:
+            return self.strings(self.count(f"length of {what}", MIN_BYTES[STRING]), what)
         return [self.value(kind, what, depth) for _ in range(self.count(f"length of {what}", MIN_BYTES[kind]))]
 
 
@@ -265,6 +286,24 @@ class GGUF:
                 str(self.path), f"tensor {name!r}: {entry.quantization.name} cannot be dequantised"
             ) from None
         return weights
+
+    def groups(self, name: str) -> Groups | None:
+        """A matrix of Q4_0, Q4_1 or Q8_0 as it lies in the file; None for any other tensor, and where a scale is not
+        finite or its least value beyond half precision."""
+        entry = self.tensors[name]
+        if entry.quantization not in (Q4_0, Q4_1, Q8_0) or len(entry.shape) != 2:
+            return None
+        _, block_bytes = GGML_QUANT_SIZES[entry.quantization]
+        raw = np.frombuffer(self._data, np.uint8, entry.size, entry.offset).reshape(entry.shape[0], -1, block_bytes)
+        step, codes = raw[..., :2].view(np.float16)[..., 0], raw[..., 2:]
+        with np.errstate(all="ignore"):
+            if entry.quantization == Q4_1:
+                least, codes = raw[..., 2:4].view(np.float16)[..., 0], raw[..., 4:]
+            elif entry.quantization == Q4_0:
+                least = -8 * step
+            else:  # signed codes
+                least, codes = -128 * step, codes ^ np.uint8(128)
+        return Groups(codes, step, least) if np.isfinite(step).all() and np.isfinite(least).all() else None
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the file, dequantised."""

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from llmlab.checkpoints.bundle import Bundle, fill, fresh, matching, printable, skeleton
+from llmlab.checkpoints.bundle import Bundle, matching, printable, skeleton, stored
 from llmlab.checkpoints.native import (
     CONFIG,
     WEIGHTS,
@@ -36,7 +36,7 @@ GENERATION = "generation_config.json"
 
 
 def load_hf(folder: Path) -> Bundle:
-    """Read a Hugging Face folder; half precision becomes float32.
+    """Read a Hugging Face folder; half precision becomes float32 where the model is asked for.
 
     Errors: InputError for an unknown model_type, a config field that is missing or not built, pickled weights, a
     damaged file, and a missing, unknown or misshapen tensor.
@@ -53,8 +53,8 @@ def load_hf(folder: Path) -> Bundle:
         state = from_hf(known, model, tensors)
     except InputError as error:
         raise InputError(f"{folder}: {printable(error.place)}", error.problem, error.hint) from None
-    fill(model, fresh(state, str(folder)), str(folder))
-    return Bundle(model, read_tokenizer(folder, vocab_size), architecture, str(folder))
+    weights = stored(model, state, str(folder))
+    return Bundle(weights, read_tokenizer(folder, vocab_size), architecture, str(folder))
 
 
 def save_hf(folder: Path, bundle: Bundle) -> None:

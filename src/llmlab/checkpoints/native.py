@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmlab.checkpoints.bundle import Bundle, fill, fresh, matching, printable, skeleton
+from llmlab.checkpoints.bundle import Bundle, matching, printable, skeleton, stored
 from llmlab.errors import InputError
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
@@ -70,9 +70,8 @@ def load_model(folder: Path) -> Bundle:
     architecture = parse(Architecture, config.get("architecture"), f"{place}: architecture")
     tensors = read_safetensors(folder / WEIGHTS)
     model = skeleton(architecture, vocab_size, tensors, place)
-    weights = str(folder / WEIGHTS)
-    fill(model, fresh(tensors, weights), weights)
-    return Bundle(model, read_tokenizer(folder, vocab_size), architecture, str(folder))
+    weights = stored(model, tensors, str(folder / WEIGHTS))
+    return Bundle(weights, read_tokenizer(folder, vocab_size), architecture, str(folder))
 
 
 def plain_state(model: Transformer) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmlab.checkpoints.bundle import Bundle, skeleton
+from llmlab.checkpoints.bundle import Bundle, Stored, skeleton
 from llmlab.checkpoints.native import CONFIG, WEIGHTS, read_json, read_safetensors, read_tokenizer, write_safetensors
 from llmlab.checkpoints.where import QUANTIZED
 from llmlab.data.batch import Ids
@@ -26,7 +26,9 @@ from llmlab.errors import InputError, Stopped
 from llmlab.evaluation.perplexity import Scores, held_out_documents, score_documents
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.inference.engine import generate
+from llmlab.inference.fast import unfit
 from llmlab.inference.sampling import Sampling
+from llmlab.model.groups import Weight
 from llmlab.model.linear import Linear
 from llmlab.model.quantized import Int4Linear, Int8Embedding, Int8Linear, QuantizedLinear, quantize_rows, use_kernels
 from llmlab.model.transformer import Architecture, Transformer
@@ -183,6 +185,24 @@ def load_quantized(folder: Path) -> Bundle:
     model.load_state_dict(state, assign=True)
     tokenizer = read_tokenizer(folder, model.vocab_size)
     return Bundle(model.requires_grad_(False).eval(), tokenizer, settings.architecture, str(folder))
+
+
+def for_native(model: Transformer) -> Stored | str:
+    """The weights of a quantised model as the native step takes them, exactly, or in a few words why it cannot. The
+    head stands by itself there, and the int8 rows of an embedding are told as floats."""
+    architecture = model.architecture.model_copy(update={"tied": False})
+    plain = skeleton(architecture, model.vocab_size, model.state_dict(), "model")
+    if (reason := unfit(plain)) is not None:
+        return reason
+    found: dict[str, Weight] = dict(model.state_dict())
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            if isinstance(groups := module.groups(), str):
+                return groups
+            found[f"{path}.weight"] = groups
+        elif isinstance(module, Int8Embedding):
+            found[f"{path}.weight"] = module.weight
+    return Stored(plain, found.__getitem__, "model")
 
 
 class _Saved(Section):

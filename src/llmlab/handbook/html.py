@@ -17,9 +17,9 @@ from llmlab import runtime
 from llmlab.errors import InputError
 from llmlab.evaluation.report import style
 from llmlab.handbook import page, raced
-from llmlab.handbook.question import Language, Question, Text, Verdict, asked, built, code_of, load, numbered
+from llmlab.handbook.question import Language, Question, Table, Text, Verdict, asked, built, code_of, load, numbered
 from llmlab.handbook.race_plot import BANDS, INTERVALS, SIDES, dots, lines
-from llmlab.handbook.race_rows import Block, Cell, blocks, difference, title_of, value
+from llmlab.handbook.race_rows import Block, Cell, blocks, difference, listed, title_of, value
 from llmlab.handbook.runner import Record, shipped
 
 GENERATOR = "llmlab handbook"
@@ -47,6 +47,7 @@ CAPTION = Text(
 )
 CAPTION_ALONE = Text("Mean ± half of its 95 % interval over seeds.", "均值 ± 95% 区间半宽（跨种子）。")
 MISSING = Text("{arms}: {reason}", "{arms}：{reason}")
+ROWS = Text("Arm by arm", "逐项数据")
 OVER = Text("{measure}, by context", "{measure}，随上下文长度")
 
 
@@ -155,11 +156,17 @@ def _question(question: Question, source: Source, told: Mapping[str, Mapping[str
         "label": label,
         "kind": kind,
         "before": parts[:4],
+        "tables": [_table(one, source) for one in question.tables(record["figures"])] if record else [],
         "after": [part for part in parts[4:] if part["body"]],
         "claims": [_claim(question, place, record, source) for place in range(len(question.claims))],
         "races": [{"name": n, "title": say(title_of(told[n]))} for n in question.races if n in told],
         "measured": page.measured(record, source.lang) if record else "",
     }
+
+
+def _table(table: Table, source: Source) -> dict[str, Any]:
+    heads, *rows = table.in_language(source.lang)
+    return {"title": source.say(table.title), "heads": heads, "rows": rows}
 
 
 def _claim(question: Question, place: int, record: Record | None, source: Source) -> dict[str, Any]:
@@ -174,8 +181,8 @@ def _claim(question: Question, place: int, record: Record | None, source: Source
             {
                 "mark": ("✓" if row["passed"] else "✗") if row else "",
                 "asks": say(check.asks),
-                "value": f"{row['value']:.4g}" if row else "?",
-                "asked": f"{check.relation} {check.threshold:g}",
+                "value": page.short(row["value"]) if row else "?",
+                "asked": f"{check.relation} {page.short(check.threshold)}",
             }
         )
     role, errors = say(page.KINDS[claim.kind]), ", ".join(claim.errors)
@@ -187,21 +194,25 @@ def _claim(question: Question, place: int, record: Record | None, source: Source
 
 def _race(record: Mapping[str, Any], source: Source) -> dict[str, Any]:
     made = blocks(record)
-    lengths = [block for block in made if block.family]
+    lengths, shown = [block for block in made if block.family], listed(record)
     return {
         "name": record["name"],
         "title": source.say(title_of(record)),
         "lead": page.race_line(record, source.lang),
         # One measure over the length is looked at; how else the same models may be read is folded.
-        "blocks": [_block(block, record, source, folded=block in lengths[1:]) for block in made if block.rows],
+        "blocks": [
+            _block(block, record, source, folded=not shown or block in lengths[1:]) for block in made if block.rows
+        ],
     }
 
 
 def _block(block: Block, record: Mapping[str, Any], source: Source, folded: bool) -> dict[str, Any]:
     name, say = str(record["name"]), source.say
-    title = say(OVER).format(measure=block.family) if block.family else ""
+    title = say(OVER).format(measure=block.family) if block.family else "" if listed(record) else say(ROWS)
     figures = []
-    if block.family:
+    if not listed(record):
+        pass  # the question has drawn its own conclusions from figures that are of many kinds
+    elif block.family:
         svg = lines(block, f"{say(title_of(record))} · {title}", source.lang, f"{name}-{block.family}")
         figures = [{"title": title, "note": say(BANDS), "svg": svg}]
     else:

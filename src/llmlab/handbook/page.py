@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from llmlab.handbook.question import (
     Check,
     Claim,
     Language,
+    Question,
+    Table,
     Text,
     Verdict,
     asked,
@@ -45,6 +47,7 @@ STYLES = {
     Verdict.PREDICTED_ONLY: "cyan",
     Verdict.NOT_REPRODUCED: "magenta",
 }
+WITHOUT_RACES = Text(", races aside", "，不含对比实验")
 KINDS = {"main": Text("answer", "正题"), "aside": Text("aside", "旁论"), "control": Text("control", "对照")}
 TIERS = {
     "F": Text("(formula tier, under 2 s)", "（公式级，2 秒以内）"),
@@ -62,11 +65,12 @@ CLAIMS = Text("Claim by claim", "逐条裁决")
 PAPER_ONLY = Text("Not measured here, on the papers alone", "此处未测，仅以文献为据")
 CODE = Text("Code", "代码")
 MEASURED = Text("Measured", "测量")
-RACES = Text("Trained arms", "实际训练")
+RACES = Text("Races", "对比实验")
 ARM = Text("arm", "分支")
 MINUS = Text("minus {arm}", "减 {arm}")
 MINUS_AT = Text("minus {arm}, {head}", "减 {arm}，{head}")
 INTERVALS = Text("± half of the 95 % interval; differences are paired over seeds", "± 为 95% 区间半宽；差值按种子配对")
+FOLDED = Text("its rows, arm by arm: in the page that --html writes", "逐项数据：见 --html 写出的网页")
 FEWER = Text("and {measures}: in the page that --html writes", "另有 {measures}：见 --html 写出的网页")
 UNBUILT = Text("The experiment of this question is not built yet.", "这一问的实验尚未建成。")
 UNRUN = Text("No record yet: run it with --run.", "还没有记录，加 --run 即可运行。")
@@ -77,7 +81,7 @@ WIDE, MARKS = "\u2e80-\u9fff\uff00-\uffef", OPENING + CLOSING
 # What may not be broken: white space; one Chinese character or one word, with the marks that cling to it.
 PIECES = re.compile(rf"\s+|[{OPENING}]*(?:(?![{MARKS}])[{WIDE}]|[^\s{WIDE}{MARKS}]+)?[{CLOSING}]*")
 HEADINGS = (SAYS, RIGHT, PAPERS, RUNS, FOUND, CLAIMS, PAPER_ONLY, RACES, CODE, MEASURED)
-NAME_WIDTH = 24  # cells of an arm's name; a longer one is cut
+NAME_WIDTH, FIGURE_WIDTH = 24, 44  # cells of an arm's name, of a row's in a table of figures; a longer one is cut
 
 
 def list_questions(lang: str = "en") -> list[dict[str, Any]]:
@@ -130,8 +134,10 @@ def show(number: int, lang: str = "en", record: Record | None = None, width: int
     section(SAYS, [question.claim.in_language(spoken)])
     section(RIGHT, [question.correction.in_language(spoken)])
     section(PAPERS, list(question.papers))
-    section(RUNS, [question.run.in_language(spoken), TIERS[TIER_LETTER[question.tier]].in_language(spoken)])
+    section(RUNS, [question.run.in_language(spoken), _tier(question, spoken)])
     section(FOUND, [record["evidence"][spoken] if record else UNRUN.in_language(spoken)])
+    for table in question.tables(record["figures"]) if record else ():
+        lines.extend([*(f"  {line}".rstrip() for line in _figures(table, spoken, width - 2)), ""])
     lines.append(CLAIMS.in_language(spoken))
     for claim in question.claims:
         lines.extend(wrapped(_claim(claim, record, spoken), width, "  ", "    "))
@@ -181,20 +187,26 @@ def wrapped(text: str, width: int, indent: str = "", hanging: str = "") -> list[
     return [indent + (hanging if number else "") + line for number, line in enumerate(lines)]
 
 
+def _tier(question: Question, lang: Language) -> str:
+    """How long the figures take; those of races took longer, which stands beside each."""
+    tier = TIERS[TIER_LETTER[question.tier]].in_language(lang)
+    return f"{tier[:-1]}{WITHOUT_RACES.in_language(lang)}{tier[-1]}" if question.races else tier
+
+
 def race_line(record: Mapping[str, Any], lang: Language) -> str:
     """Of a race's record: how many arms and seeds, how long they took, when, with what."""
     software = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())
     arms, seeds, minutes = len(record["arms"]), len(record["seeds"]), record["seconds"] / 60
     told = Text(
-        f"{record['name']}: {arms} arms, {seeds} seeds, {minutes:,.0f} min of training, {record['date']}",
-        f"{record['name']}：{arms} 个分支，{seeds} 个种子，训练 {minutes:,.0f} 分钟，{record['date']}",
+        f"{record['name']}: {arms} arms, {seeds} seeds, {minutes:,.0f} min, {record['date']}",
+        f"{record['name']}：{arms} 个分支，{seeds} 个种子，{minutes:,.0f} 分钟，{record['date']}",
     )
     return told.in_language(lang) + (f" · {software}" if software else "")
 
 
 def _race(name: str, folder: Path, lang: Language, width: int) -> list[str]:
     """The plain measures and the first one taken at several lengths, as tables; nothing where there is no record."""
-    from llmlab.handbook.race_rows import blocks, title_of
+    from llmlab.handbook.race_rows import blocks, listed, title_of
     from llmlab.handbook.raced import shipped as shipped_race
 
     told = shipped_race(name, folder)
@@ -205,6 +217,8 @@ def _race(name: str, folder: Path, lang: Language, width: int) -> list[str]:
     shown += [block for block in found if block.family][:1]
     lines = [*wrapped(title_of(told.record).in_language(lang), width)]
     lines += wrapped(race_line(told.record, lang), width)
+    if not listed(told.record):
+        return [*lines, *wrapped(FOLDED.in_language(lang), width), ""]
     for block in shown:
         lines += ["", *_table(block, lang, width)]
     rest = [block.family for block in found if block not in shown]
@@ -217,10 +231,7 @@ def _table(block: Block, lang: Language, width: int) -> list[str]:
     """A block as lines, in as many tables below one another as the width asks for."""
     from llmlab.handbook.race_rows import difference, value
 
-    names = [ARM.in_language(lang), *block.rows]
-    left = min(NAME_WIDTH, max(map(cell_len, names)))
-    tables: list[list[list[str]]] = [[]]
-    room = width - left
+    groups = []
     for place, column in enumerate(block.columns):
         cells = [row[place] for row in block.rows.values()]
         head = f"{block.family} {column.head}" if block.family and place == 0 else column.head
@@ -230,6 +241,25 @@ def _table(block: Block, lang: Language, width: int) -> list[str]:
             says = (MINUS_AT if block.family else MINUS).in_language(lang)
             says = says.format(arm=set_cell_size(block.baseline, NAME_WIDTH).rstrip(), head=column.head)
             together.append([says, *(difference(cell) if cell else "" for cell in cells)])
+        groups.append(together)
+    return _aligned([ARM.in_language(lang), *block.rows], groups, width)
+
+
+def _figures(table: Table, lang: Language, width: int) -> list[str]:
+    heads, *rows = table.in_language(lang)
+    columns = [[[row[place] for row in (heads, *rows)]] for place in range(1, len(heads))]
+    names = [heads[0], *(row[0] for row in rows)]
+    return [*wrapped(table.title.in_language(lang), width), *_aligned(names, columns, width, FIGURE_WIDTH)]
+
+
+def _aligned(
+    names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], width: int, most: int = NAME_WIDTH
+) -> list[str]:
+    """Columns of entries beside the names, those of a group never apart, in as many tables as the width takes."""
+    left = min(most, max(map(cell_len, names)))
+    tables: list[list[Sequence[str]]] = [[]]
+    room = width - left
+    for together in groups:
         needed = sum(max(map(cell_len, entries)) + 2 for entries in together)
         if needed > room and tables[-1]:
             tables.append([])
@@ -258,8 +288,14 @@ def _claim(claim: Claim, record: Record | None, lang: Language) -> str:
 def _check(claim: Claim, check: Check, record: Record | None, lang: Language) -> str:
     rows = record["checks"] if record else []
     row = next((row for row in rows if (row["claim"], row["figure"]) == (claim.name, check.figure)), None)
-    value, mark = (f"{row['value']:.4g}", "✓" if row["passed"] else "✗") if row else ("?", " ")
-    return f"{mark} {check.asks.in_language(lang)}{COLON.in_language(lang)}{value} {check.relation} {check.threshold:g}"
+    value, mark = (short(row["value"]), "✓" if row["passed"] else "✗") if row else ("?", " ")
+    asked = f"{check.relation} {short(check.threshold)}"
+    return f"{mark} {check.asks.in_language(lang)}{COLON.in_language(lang)}{value} {asked}"
+
+
+def short(value: float) -> str:
+    """Four digits that tell; a whole number in full."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def measured(record: Record, lang: Language) -> str:

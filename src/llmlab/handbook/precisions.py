@@ -25,12 +25,11 @@ from llmlab.compression.quantize import Builds, Int4, Int8, quantize_model
 from llmlab.handbook import roofline
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import VOCABULARY, book, nats, passages
+from llmlab.handbook.speeds import token_times
 from llmlab.inference import native
-from llmlab.inference.engine import generate
 from llmlab.inference.fast import FastModel
 from llmlab.inference.packing import KINDS
 from llmlab.inference.pages import PAGE
-from llmlab.inference.sampling import Sampling
 from llmlab.inference.stepper import Piece
 from llmlab.language_model import load
 from llmlab.model.attention import MultiHead
@@ -150,16 +149,8 @@ def layers_timed(settings: Mapping[str, Any], seed: int) -> dict[str, float | st
 
 def _eager(model: Transformer, prompts: list[list[int]], new: int) -> dict[str, float]:
     """Seconds until the first new token, and from each to the next, of all texts together."""
-    times = []
-
-    def note(row: int, token: int) -> bool:
-        if row == 0:
-            times.append(time.perf_counter())
-        return False
-
-    begin = time.perf_counter()
-    generate(model, prompts, Sampling(temperature=0, max_new_tokens=new + 1), (), [0] * len(prompts), on_token=note)
-    return {"prefill": times[0] - begin, "decode": (times[-1] - times[0]) / new}
+    times = token_times(model, prompts, new + 1)
+    return {"prefill": times[0], "decode": (times[-1] - times[0]) / new}
 
 
 def _native(fast: FastModel, prompts: list[list[int]], new: int) -> dict[str, float]:
@@ -188,7 +179,7 @@ def model_timed(model: Transformer, settings: Mapping[str, Any], seed: int) -> d
     told |= {f"megabytes {m}": size(made[m]) / 1e6 if m in made else str(lacking(m)) for m in METHODS}
     told["outlier columns"] = _outliers(made["LLM.int8()"], prompts) if "LLM.int8()" in made else str(lacking("W8A8"))
     reason = native.available()
-    fast = {} if reason else {k: FastModel(copy.deepcopy(model), k, len(prompts) * -(-CONTEXT // PAGE)) for k in KINDS}
+    fast = {} if reason else {k: FastModel(model, k, len(prompts) * -(-CONTEXT // PAGE)) for k in KINDS}
     found: dict[str, list[float]] = {}
     runs: list[tuple[str, Transformer | FastModel]] = [
         *made.items(),

@@ -3,160 +3,30 @@ keys and values, which the answer leaves out, is what grows; ids are nothing, an
 
 from collections.abc import Mapping
 
-import torch
-
+from llmlab.handbook import smollm2_ledger as ledger
 from llmlab.handbook.costs import over_seeds
-from llmlab.handbook.int8_cache import Int8Cache
-from llmlab.handbook.ledger import (
-    MIB,
-    Pass,
-    cached_bytes,
-    fill,
-    holes,
-    in_pieces,
-    lengths,
-    one_more,
-    reserved,
-    shaped,
-    wasted,
-    whole,
-    without_data,
-)
-from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
 from llmlab.handbook.raced import Told
 from llmlab.handbook.release import MEASURES
-from llmlab.handbook.roofline import cache_bytes
-from llmlab.handbook.smollm2_shape import LLAMA_7B, SMOLLM2, VOCABULARY
-from llmlab.inference.cache import DenseCache
-from llmlab.model.attention import MultiHead
-from llmlab.model.places import Places
-from llmlab.model.transformer import Transformer
-from llmlab.runtime import generator
+from llmlab.handbook.smollm2_ledger import LENGTHS
 from llmlab.stages import Session
 
-LENGTHS = (128, 2048, 8192)
-PARAMETERS = 134_515_008  # of SmolLM2, by the header of its published file
-WIDE, HALF, ID = 4, 2, 8  # bytes of a number in fp32, in fp16, of an id
-CHECKED, CHECKED_LAYERS = 700, 2  # tokens and layers of what is run with data and without
-TEXTS, CONTEXT = 200, 8192
-ROWS = 4
-LONGER = "1024 tokens"  # the arm that the claim on release reads
-
-
-def _sizes(model: Transformer, length: int) -> Figures:
-    """What SmolLM2 takes for one text of a length; activations with a graph, without, and as the engine reads it."""
-    ids, cache = torch.zeros(1, length, dtype=torch.int64), DenseCache(length)
-    pieces = in_pieces(model, length, cache)
-    graph, plain = whole(model, length, grad=True), whole(model, length, grad=False)
-    with torch.no_grad():
-        last = model.logits(torch.zeros(1, 1, SMOLLM2.dim)).nbytes
-        full = model.logits(torch.zeros(1, length, SMOLLM2.dim)).nbytes
-    return {
-        f"ids_{length}": float(ids.nbytes),
-        f"kv_{length}": float(cached_bytes(cache)),
-        f"pieces_{length}": float(pieces.peak),
-        f"whole_{length}": float(plain.peak),
-        f"graph_{length}": float(graph.peak),
-        f"kept_{length}": float(max(pieces.kept, plain.kept)),
-        f"logits_last_{length}": float(last),
-        f"logits_full_{length}": float(full),
-    }
-
-
-def _ledger() -> Figures:
-    model = shaped(SMOLLM2, VOCABULARY)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    found: Figures = {"weights": float(weights), "weights_gap": float(abs(weights - WIDE * PARAMETERS))}
-    with without_data(model) as empty:
-        for length in LENGTHS:
-            found |= _sizes(empty, length)
-        early, late = (one_more(empty, DenseCache(length), length - 1) for length in (LENGTHS[0], LENGTHS[-1]))
-    each = cache_bytes(SMOLLM2, WIDE)
-    totals = {length: sum(_terms(found, length).values()) for length in LENGTHS}
-    plain = found["whole_2048"]
-    return found | {
-        "weights_share_128": weights / totals[128],
-        "kv_share_8192": found["kv_8192"] / totals[8192],
-        "ids_share_largest": max(found[f"ids_{length}"] / totals[length] for length in LENGTHS),
-        "ids_bytes_a_token": found["ids_8192"] / 8192,
-        "kept_largest": max(found[f"kept_{length}"] for length in LENGTHS),
-        "graph_over_plain_2048": found["graph_2048"] / plain,
-        "logits_over_activations_2048": found["logits_full_2048"] / found["pieces_2048"],
-        "kv_bytes_a_token": each,
-        "kv_gap": max(abs(found[f"kv_{length}"] - length * each) for length in LENGTHS),
-        "llama_kv_bytes_a_token": cache_bytes(LLAMA_7B, HALF),
-        "step_growth_share": (late.peak - early.peak) / (LENGTHS[-1] - LENGTHS[0]) / each,
-    }
-
-
-def _terms(f: Mapping[str, float], length: int) -> dict[str, float]:
-    """The rows of the ledger while one text is read as the engine reads it."""
-    return {"weights": f["weights"], **{name: f[f"{name}_{length}"] for name in ("kv", "ids", "pieces", "logits_last")}}
-
-
-def _without_data_gap() -> Figures:
-    """Tensors with data against tensors without: the same bytes, pass by pass."""
-
-    def passes(model: Transformer) -> list[Pass]:
-        cache = DenseCache(CHECKED)
-        return [
-            whole(model, CHECKED, grad=True),
-            whole(model, CHECKED, grad=False),
-            in_pieces(model, CHECKED, cache),
-            one_more(model, DenseCache(CHECKED), CHECKED - 1),
-            Pass(cached_bytes(cache), 0),
-        ]
-
-    model = shaped(SMOLLM2, VOCABULARY, layers=CHECKED_LAYERS)
-    real = passes(model)
-    with without_data(model) as empty:
-        empties = passes(empty)
-    apart = [abs(one.peak - other.peak) + abs(one.kept - other.kept) for one, other in zip(real, empties, strict=True)]
-    return {"without_data_gap": float(max(apart))}
-
-
-def _caches(seed: int) -> Figures:
-    """Heads apart against grouped, eight bits against 32, four texts against one; two layers of SmolLM2."""
-    apart = MultiHead(heads=SMOLLM2.keyed.heads, head_dim=SMOLLM2.keyed.head_dim)
-    grouped = shaped(SMOLLM2, VOCABULARY, layers=CHECKED_LAYERS)
-    models = {"mha": shaped(SMOLLM2, VOCABULARY, layers=CHECKED_LAYERS, attention=apart), "gqa": grouped}
-    held = {}
-    for name, model in models.items():
-        fill(model, cache := DenseCache(LENGTHS[0]))
-        held[name] = cached_bytes(cache)
-    fill(grouped, many := DenseCache(LENGTHS[0]), ROWS)
-    narrow, exact = Int8Cache(LENGTHS[0]), DenseCache(LENGTHS[0])
-    ids = torch.randint(VOCABULARY, (1, LENGTHS[0]), generator=generator(seed, "handbook", "memory", "ids"))
-    with torch.no_grad():
-        wide, close = (grouped.hidden(ids, Places.causal(*ids.shape), cache) for cache in (exact, narrow))
-    return {
-        "mha_over_gqa": held["mha"] / held["gqa"],
-        "fp32_over_int8": cached_bytes(exact) / cached_bytes(narrow),
-        "int8_error": float((wide - close).norm() / wide.norm()),
-        "rows_over_one": cached_bytes(many) / held["gqa"],
-    }
-
-
-def _pages(seed: int) -> Figures:
-    texts = lengths(seed, TEXTS, CONTEXT)
-    contiguous, paged = wasted(texts, CONTEXT)
-    hole, usable = holes(texts)
-    return {"contiguous_waste": contiguous, "paged_waste": paged, "largest_hole": hole, "paged_usable": usable}
-
-
-def _gpu(f: Mapping[str, float]) -> Figures:
-    """What PyTorch's allocator would hold on a GPU after a request of 2,048 tokens in fp16 with logits of all of them
-    in fp32, the request's own tensors gone: reserved bytes, and the share of them that nobody uses."""
-    weights = [HALF * parameter.numel() for parameter in shaped(SMOLLM2, VOCABULARY).parameters()]
-    cache = [int(f["kv_2048"]) // (4 * SMOLLM2.layers)] * (2 * SMOLLM2.layers)
-    request = [*cache, int(f["logits_full_2048"]), int(f["pieces_2048"]) // 2]
-    total = reserved([*weights, *request])
-    return {"gpu_reserved_mib": total / MIB, "gpu_idle_share": 1 - sum(weights) / total}
+ARMS = SHORTER, LONGER = "128 tokens", "1024 tokens"  # of the race of release; its claim reads the longer
+SIZES = {  # the rows of the ledger that grow with the text
+    "kv": Text("keys and values", "键值缓存"),
+    "ids": Text("ids", "输入编号"),
+    "pieces": Text("activations, read in pieces", "激活，分段读"),
+    "whole": Text("activations, read at once", "激活，一次读完"),
+    "graph": Text("the same with gradients", "激活，一次读完且记梯度"),
+    "logits_last": Text("logits of the last token", "末位的 logits"),
+    "logits_full": Text("logits of all tokens", "全部 logits"),
+}
 
 
 def figures(session: Session) -> Figures:
-    found = _ledger()
-    return found | _without_data_gap() | _caches(session.seed) | _pages(session.seed) | _gpu(found)
+    found = ledger.sizes()
+    remedies = ledger.caches(session.seed) | ledger.pages(session.seed)
+    return found | ledger.without_data_gap() | remedies | ledger.on_a_gpu(found)
 
 
 # ---------------------------------------------------------------- resident memory
@@ -164,71 +34,103 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     """Of the most a process took: what it still holds when all is deleted, and how much of that a trim gives back."""
-    race: Told = told["release"]
+    race = told["release"]
     found: Figures = {}
-    for arm in ("128 tokens", LONGER):
+    for arm in ARMS:
         found |= {f"{arm}: {measure}": race.mean(arm, measure) for measure in MEASURES}
+        peak, deleted = (race.values(arm, measure) for measure in ("peak", "deleted"))
+        found |= {
+            f"{arm}: lives": float(len(deleted)),
+            f"{arm}: holding": float(sum(left > most / 2 for left, most in zip(deleted, peak, strict=True))),
+            f"{arm}: least": min(deleted),
+            f"{arm}: most": max(deleted),
+        }
     peak, deleted, trimmed = (race.values(LONGER, measure) for measure in ("peak", "deleted", "trimmed"))
-    found |= {
-        "lives": float(len(deleted)),
-        "lives_holding": float(sum(left > most / 2 for left, most in zip(deleted, peak, strict=True))),
-        "deleted_least": min(deleted),
-        "deleted_most": max(deleted),
-    }
     found |= over_seeds("held", [left / most for left, most in zip(deleted, peak, strict=True)])
     return found | over_seeds("given_back", [1 - b / a for a, b in zip(deleted, trimmed, strict=True)])
+
+
+def evidence(f: Mapping[str, float]) -> Text:
+    en = (
+        f"Keys and values take {f['kv_bytes_a_token']:,.0f} bytes a token in SmolLM2 (fp32), {f['kv_gap']:.0f} off the "
+        f"formula, and are {f['kv_share_8192']:.0%} of all at 8,192 tokens; ids at most {f['ids_share_largest']:.3%}. "
+        f"Beside its output a pass without gradients leaves {f['kept_largest']:.0f} bytes, and a token more adds "
+        f"{f['step_growth_share']:.2%} of its cache's bytes to the activations; logits of all 2,048 tokens take "
+        f"{f['logits_over_activations_2048']:.0f} times what the activations do. Heads apart need "
+        f"{f['mha_over_gqa']:.0f} times the cache of grouped ones, 32 bits {f['fp32_over_int8']:.2f} times that of "
+        f"eight (hidden states off by {f['int8_error']:.1%}). Of all places {f['contiguous_waste']:.0%} stay empty "
+        f"where each text reserves the whole context, {f['paged_waste']:.1%} in pages. Predicted for a GPU in fp16: "
+        f"after a request of 2,048 tokens that made logits of all of them, {f['gpu_reserved_mib']:,.0f} MiB stay "
+        f"reserved, {f['gpu_idle_share']:.0%} of them idle."
+    )
+    zh = (
+        f"SmolLM2（fp32）的键值缓存每词元占 {f['kv_bytes_a_token']:,.0f} 字节，与公式相差 {f['kv_gap']:.0f}，到 8,192 "
+        f"个词元时占总量的 {f['kv_share_8192']:.0%}；输入编号至多占 {f['ids_share_largest']:.3%}。不记梯度的一遍计算，"
+        f"除输出外留下 {f['kept_largest']:.0f} 字节；每多一个词元，激活只增加其缓存字节数的 "
+        f"{f['step_growth_share']:.2%}；2,048 个词元的全部 logits 是激活的 {f['logits_over_activations_2048']:.0f} 倍。"
+        f"各头分开时，缓存是分组共享的 {f['mha_over_gqa']:.0f} 倍；32 位的缓存是八位的 {f['fp32_over_int8']:.2f} 倍"
+        f"（八位使隐状态偏差 {f['int8_error']:.1%}）。若每条文本预留整个上下文，{f['contiguous_waste']:.0%} 的位置空着"
+        f"，分页则为 {f['paged_waste']:.1%}。推算 GPU（fp16）：一次 2,048 个词元、算出全部 logits 的请求之后，仍保留 "
+        f"{f['gpu_reserved_mib']:,.0f} MiB，其中 {f['gpu_idle_share']:.0%} 闲置。"
+    )
+    if "held" in f:
+        lives, holding, least, most, trimmed = (
+            f"{f[f'{LONGER}: {name}']:,.0f}" for name in ("lives", "holding", "least", "most", "trimmed")
+        )
+        en += (
+            f" On this CPU, once everything is deleted, {least} to {most} MB stay with the process, more than half of "
+            f"what it took at most in {holding} of {lives} processes: the C library gives back the end of its heap, "
+            f"and whatever lives there holds all that lies below. After malloc_trim(0) {trimmed} MB are left."
+        )
+        zh += (
+            f"在本机 CPU 上，全部删除之后，进程仍占 {least} 至 {most} MB，{lives} 个进程中有 {holding} 个超过其最高占用"
+            f"的一半：C 库只归还堆的末端，末端若有存活之物，压在下面的便都还不了。malloc_trim(0) 之后剩 {trimmed} MB。"
+        )
+    return Text(en, zh)
 
 
 def _megabytes(bytes: float) -> str:
     return f"{bytes / 1e6:.2g}" if bytes < 1e6 else f"{bytes / 1e6:,.{int(bytes < 1e8)}f}"
 
 
-def evidence(f: Mapping[str, float]) -> Text:
-    def row(name: str) -> str:
-        return ", ".join(_megabytes(f[f"{name}_{length}"]) for length in LENGTHS)
-
-    def listed(name: str) -> str:
-        return row(name).replace(", ", "、")
-
-    en = (
-        f"SmolLM2 in fp32, megabytes at 128, 2,048 and 8,192 tokens: weights {_megabytes(f['weights'])} always; keys "
-        f"and values {row('kv')}, {f['kv_bytes_a_token']:,.0f} bytes a token, {f['kv_gap']:.0f} off the formula; ids "
-        f"{row('ids')}; activations at their peak, read in pieces as the engine does, {row('pieces')}, at once without "
-        f"gradients {row('whole')}, with them {row('graph')}; logits of the last token "
-        f"{_megabytes(f['logits_last_128'])}, of all {row('logits_full')}. Beside its output a pass without gradients "
-        f"leaves {f['kept_largest']:.0f} bytes. A token more adds {f['step_growth_share']:.2%} of its cache's bytes to "
-        f"the activations. Heads apart take {f['mha_over_gqa']:.0f} times the cache of grouped ones; eight bits "
-        f"{f['fp32_over_int8']:.2f} times less than 32 (hidden states off by {f['int8_error']:.1%}); "
-        f"{f['contiguous_waste']:.0%} of places stay empty where each text reserves the whole context, "
-        f"{f['paged_waste']:.1%} in pages. Predicted for a GPU: after a request {f['gpu_reserved_mib']:,.0f} MiB stay "
-        f"reserved, {f['gpu_idle_share']:.0%} of them idle."
+def tables(f: Mapping[str, float]) -> list[Table]:
+    rows: list[tuple[Text | str, ...]] = [(Text("weights", "权重"), *[_megabytes(f["weights"])] * len(LENGTHS))]
+    for name, said in SIZES.items():
+        rows.append((said, *(_megabytes(f[f"{name}_{length}"]) for length in LENGTHS)))
+    sizes = Table(
+        Text("SmolLM2 in fp32, megabytes by tokens of one text", "SmolLM2（fp32），单位 MB，按一条文本的词元数"),
+        (Text("tokens", "词元数"), *(f"{length:,}" for length in LENGTHS)),
+        tuple(rows),
     )
-    zh = (
-        f"SmolLM2（fp32）在 128、2,048、8,192 个词元时，单位 MB：权重始终 {_megabytes(f['weights'])}；键值缓存 "
-        f"{listed('kv')}，每词元 {f['kv_bytes_a_token']:,.0f} 字节，与公式相差 {f['kv_gap']:.0f}；输入编号 "
-        f"{listed('ids')}；激活峰值：按引擎分段读 {listed('pieces')}，一次读完且不记梯度 {listed('whole')}，记梯度 "
-        f"{listed('graph')}；logits 只取末位 {_megabytes(f['logits_last_128'])}，全取 {listed('logits_full')}。不记梯度"
-        f"的一遍计算，除输出外留下 {f['kept_largest']:.0f} 字节。每多一个词元，激活只增加其缓存字节数的 "
-        f"{f['step_growth_share']:.2%}。各头分开时缓存是分组共享的 {f['mha_over_gqa']:.0f} 倍；八位比 32 位省到 "
-        f"1/{f['fp32_over_int8']:.2f}（隐状态偏差 {f['int8_error']:.1%}）；若每条文本预留整个上下文，"
-        f"{f['contiguous_waste']:.0%} 的位置空着，分页则为 {f['paged_waste']:.1%}。推算 GPU：一次请求之后仍保留 "
-        f"{f['gpu_reserved_mib']:,.0f} MiB，其中 {f['gpu_idle_share']:.0%} 闲置。"
+    if "held" not in f:
+        return [sizes]
+    resident = Table(
+        Text(
+            "Resident memory above the start, megabytes: mean over the processes, and the least and most at the end",
+            "常驻内存比开始时多出的 MB：各进程的均值，末了所占的最小与最大值",
+        ),
+        (
+            Text("texts of up to", "文本至多"),
+            Text("loaded", "载入"),
+            Text("at most", "最高"),
+            Text("answered", "应答后"),
+            Text("deleted", "删除后"),
+            Text("least", "最小"),
+            Text("most", "最大"),
+            Text("over half held", "仍占过半"),
+            Text("trimmed", "整理后"),
+        ),
+        tuple(
+            (
+                Text(arm, arm.replace("tokens", "个词元")),
+                *(f"{f[f'{arm}: {name}']:,.0f}" for name in (*MEASURES[:4], "least", "most")),
+                f"{f[f'{arm}: holding']:.0f} / {f[f'{arm}: lives']:.0f}",
+                f"{f[f'{arm}: trimmed']:.1f}",
+            )
+            for arm in ARMS
+        ),
     )
-    if "held" in f:
-        told = [f"{f[f'{LONGER}: {measure}']:,.0f}" for measure in MEASURES]
-        en += (
-            f" Resident memory above the start, megabytes: {told[0]} with the weights, {told[1]} at most while texts "
-            f"of up to 1,024 tokens are answered, and once everything is deleted {f['deleted_least']:,.0f} to "
-            f"{f['deleted_most']:,.0f}, more than half of it in {f['lives_holding']:.0f} of {f['lives']:.0f} lives: "
-            f"the heap keeps what lies below anything alive. After malloc_trim(0): {told[4]}."
-        )
-        zh += (
-            f"常驻内存比开始时多出（MB）：载入权重后 {told[0]}；应答至多 1,024 个词元的文本时最高 {told[1]}；全部删除后"
-            f" {f['deleted_least']:,.0f} 至 {f['deleted_most']:,.0f}，{f['lives']:.0f} 个进程中有 "
-            f"{f['lives_holding']:.0f} 个仍占一半以上：堆里凡压在存活之物下面的都还不了。malloc_trim(0) 之后 "
-            f"{told[4]}。"
-        )
-    return Text(en, zh)
+    return [sizes, resident]
 
 
 QUESTION = Question(
@@ -418,9 +320,11 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
+    tables=tables,
     races=("release",),
     raced=raced,
     uses=(
+        "llmlab/handbook/smollm2_ledger.py",
         "llmlab/handbook/ledger.py",
         "llmlab/handbook/live_bytes.py",
         "llmlab/handbook/int8_cache.py",
@@ -430,8 +334,8 @@ QUESTION = Question(
     ),
     settings={
         "lengths": list(LENGTHS),
-        "checked": [CHECKED, CHECKED_LAYERS],
-        "texts": [TEXTS, CONTEXT],
-        "rows": ROWS,
+        "checked": [ledger.CHECKED, ledger.CHECKED_LAYERS],
+        "texts": [ledger.TEXTS, ledger.CONTEXT],
+        "rows": ledger.ROWS,
     },
 )

@@ -2,37 +2,21 @@
 and what each precision costs a model in loss."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 
 from llmlab.compression.int8_products import OutlierLinear, W8A8Linear, quantize_tokens
-from llmlab.evaluation import statistics
 from llmlab.handbook.costs import MARGIN
 from llmlab.handbook.measures import draw, relative
+from llmlab.handbook.precision_figures import ONE, raced, tables
+from llmlab.handbook.precisions import METHODS
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
-from llmlab.handbook.raced import Told
 from llmlab.stages import Session
 
 EXACT = 1e-6  # of W8A8 against the same codes multiplied in float64, relative
 NEAR = 1.5  # times by which a fused decode may miss its roofline
 POWERS = range(-38, 39)  # of ten, that a format holds or loses
 ROWS, OUTPUTS, INPUTS, OUTLIERS = 24, 48, 64, 4
-METHODS = ("fp32", "bf16", "fp16", "W8A16", "W8A8", "LLM.int8()", "W4A16")
-KINDS = ("bf16", "int8", "int4")
-ONE, EIGHT = "1 text", "8 texts"
-# What is compared, a over b, in milliseconds: above 1, a is the slower.
-RATIOS = {
-    "fp16_over_fp32": ("fp16", "fp32"),
-    "fp32_over_bf16": ("fp32", "bf16"),
-    "fp16_over_w8a8": ("fp16", "W8A8"),
-    "bf16_over_w8a8": ("bf16", "W8A8"),
-    "split_over_w8a8": ("LLM.int8()", "W8A8"),
-    "split_over_bf16": ("LLM.int8()", "bf16"),
-    "split_over_fp16": ("LLM.int8()", "fp16"),
-    "bf16_over_int8": ("native bf16", "native int8"),
-    "int8_over_int4": ("native int8", "native int4"),
-}
 
 
 def _formats(seed: int) -> Figures:
@@ -73,72 +57,6 @@ def figures(session: Session) -> Figures:
     return _formats(session.seed) | _products(session.seed)
 
 
-# ---------------------------------------------------------------- raced
-
-
-def _compared(race: Told, arm: str, phase: str, name: str, a: str, b: str) -> Figures:
-    """Milliseconds of a over those of b, by repetition: mean and 95 % interval; nothing where either was not timed."""
-    first, second = f"{phase} {a}", f"{phase} {b}"
-    if race.fails(arm, first) is not None or race.fails(arm, second) is not None:
-        return {}
-    pairs = zip(race.values(arm, first), race.values(arm, second), strict=True)
-    found = statistics.mean([x / y for x, y in pairs])
-    told = f"{phase}_{name}" if arm == ONE else f"{phase}_{name}, {arm}"
-    return {told: found.value, f"{told}_lower": found.low, f"{told}_upper": found.high}
-
-
-def _roofline(race: Told) -> Figures:
-    """Milliseconds of a fused decode step of one text over what its bytes need at the measured bandwidth."""
-    from llmlab.families import llama
-    from llmlab.handbook import roofline
-    from llmlab.handbook.q04_architecture import SMOLLM2
-
-    if any(race.fails(ONE, f"decode native {kind}") is not None for kind in KINDS):
-        return {}
-    architecture, vocabulary = llama.read_config(SMOLLM2)
-    length = 256 + 6  # half of the new tokens behind the prompt
-    bandwidth = race.mean(ONE, "bandwidth") * 1e9
-    out: Figures = {}
-    for kind in KINDS:
-        work = roofline.decode_work(architecture, vocabulary, kind, 1, length, 2.0)
-        out[f"roofline_{kind}"] = race.mean(ONE, f"decode native {kind}") / 1e3 / (work.bytes / bandwidth)
-        out[f"gigabytes_per_second_{kind}"] = work.bytes / race.mean(ONE, f"decode native {kind}") / 1e6
-    moved = [out[f"gigabytes_per_second_{kind}"] for kind in KINDS]
-    return {
-        **out,
-        "roofline_worst": max(out[f"roofline_{kind}"] for kind in KINDS),
-        "bytes_spread": max(moved) / min(moved),
-    }
-
-
-def raced(told: Mapping[str, Told]) -> Figures:
-    speed, loss = told["precision_speed"], told["precision_loss"]
-    out: Figures = {}
-    for arm in (ONE, EIGHT):
-        for phase in ("prefill", "decode"):
-            for name, (a, b) in RATIOS.items():
-                out |= _compared(speed, arm, phase, name, a, b)
-    measures = [f"{part}{phase} {m}" for part in ("layer ", "") for phase in ("prefill", "decode") for m in METHODS]
-    measures += [f"{phase} native {kind}" for phase in ("prefill", "decode") for kind in KINDS]
-    measures += [*(f"megabytes {m}" for m in METHODS), "outlier columns", "bandwidth"]
-    for arm in (ONE, EIGHT):
-        out |= {f"{arm}: {m}": speed.mean(arm, m) for m in measures if speed.fails(arm, m) is None}
-    for name in ("", "planted "):
-        base = f"{name}fp32"
-        out[f"loss {base}"] = loss.mean("trained", base)
-        for method in METHODS[1:]:
-            out |= loss.bounds(f"cost {name}{method}", "trained", "trained", f"{name}{method}", base)
-    worth = loss.bounds("worth", "trained", "trained", "planted W8A8", "planted LLM.int8()")
-    fewer = loss.bounds("int4_beyond_int8", "trained", "trained", "W4A16", "W8A16")
-    return out | _roofline(speed) | {f"split_{k}": v for k, v in worth.items()} | fewer
-
-
-def _row(f: Mapping[str, float], arm: str, measure: str, names: tuple[str, ...], digits: int) -> str:
-    """`fp32 12.3, bf16 7.8`, those that were timed."""
-    told = ((name, f.get(f"{arm}: {measure} {name}")) for name in names)
-    return ", ".join(f"{name} {value:.{digits}f}" for name, value in told if value is not None)
-
-
 def evidence(f: Mapping[str, float]) -> Text:
     en = (
         f"Of {len(POWERS)} powers of ten fp16 turns {f['fp16_lost']:.0f} into infinity or zero, bf16 "
@@ -152,51 +70,43 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     if "loss fp32" not in f:
         return Text(en, zh)
-    row = partial(_row, f)
-    costs = ", ".join(f"{m} {f[f'cost {m}']:+.4f}" for m in METHODS[1:])
-    planted = ", ".join(f"{m} {f[f'cost planted {m}']:+.4f}" for m in METHODS[1:])
-    en += (
-        f" SmolLM2 on one thread, milliseconds. Reading 256 tokens: {row(ONE, 'prefill', METHODS, 0)}. A new token: "
-        f"{row(ONE, 'decode', METHODS, 1)}; by the native step {row(ONE, 'decode native', KINDS, 1)}. A new "
-        f"token for each of 8 texts: {row(EIGHT, 'decode', METHODS, 1)}. Megabytes: "
-        f"{row(ONE, 'megabytes', METHODS, 0)}. One layer of 1536 x 576, microseconds: reading "
-        f"{row(ONE, 'layer prefill', METHODS, 0)}; decoding {row(ONE, 'layer decode', METHODS, 0)}. A model trained "
-        f"here, bits a byte beyond fp32's {f['loss fp32']:.3f}: {costs}; with outliers planted: {planted}."
-    )
-    zh += (
-        f"SmolLM2 单线程，毫秒。读入 256 个词元：{row(ONE, 'prefill', METHODS, 0)}。生成一个词元："
-        f"{row(ONE, 'decode', METHODS, 1)}；原生融合步：{row(ONE, 'decode native', KINDS, 1)}。八条文本各生成"
-        f"一个词元：{row(EIGHT, 'decode', METHODS, 1)}。兆字节：{row(ONE, 'megabytes', METHODS, 0)}。单层 1536 x 576，"
-        f"微秒：读入 {row(ONE, 'layer prefill', METHODS, 0)}；解码 {row(ONE, 'layer decode', METHODS, 0)}。此处训练的"
-        f"模型，每字节比特数比 fp32 的 {f['loss fp32']:.3f} 多出：{costs}；植入离群列之后：{planted}。"
-    )
     if "decode_split_over_fp16" in f:
         r = {name: f"{f[name]:.2f}" for name in f if "_over_" in name}
-        reads, beside = r["prefill_fp16_over_w8a8"], r["prefill_bf16_over_w8a8"]
-        apart, low, high = (r[f"decode_split_over_fp16{end}"] for end in ("", "_lower", "_upper"))
-        other, eight = r["decode_split_over_bf16"], r["decode_split_over_fp16, 8 texts"]
-        half_reads, half = r["prefill_fp16_over_fp32"], r["decode_fp16_over_fp32"]
-        brain = f"{1 / f['decode_fp32_over_bf16']:.2f}"
+        missed = [f[f"{ONE}: roofline decode {method}"] for method in METHODS]
         en += (
-            f" So method, phase and batch decide between int8 and fp16: W8A8 reads {reads} times as fast as fp16 and "
-            f"{beside} times as fast as bf16; LLM.int8() decodes one text in {apart} [{low}, {high}] times fp16's time "
-            f"and in {other} times bf16's, eight texts in {eight} times fp16's. Beside fp32, fp16 takes {half_reads} "
-            f"times as long to read and {half} times to decode; bf16, eagerly in PyTorch, decodes in {brain} times."
+            f" Of {f['compared']:.0f} comparisons of three int8 methods with fp16 and bf16 on SmolLM2, int8 is faster "
+            f"in {f['int8_faster']:.0f} and slower in {f['int8_slower']:.0f}: W8A8 reads "
+            f"{r['prefill_fp16_over_w8a8']} times as fast as fp16 and {r['prefill_bf16_over_w8a8']} times as fast as "
+            f"bf16; LLM.int8() writes one text in {r['decode_split_over_fp16']} times fp16's time and "
+            f"{r['decode_split_over_bf16']} times bf16's, eight in {r['decode_split_over_fp16, 8 texts']} times "
+            f"fp16's. Beside fp32, fp16 takes {r['prefill_fp16_over_fp32']} times as long to read. Operation by "
+            f"operation, as PyTorch runs them, writing one text takes {min(missed):.0f} to {max(missed):.0f} times "
+            "the roofline's time: there kernels and calls are compared more than formats. One row is multiplied in "
+            f"bf16 at {f['row_gigabytes bf16']:.0f} GB/s, in fp16 at {f['row_gigabytes fp16']:.0f}, where memory "
+            f"gives {f[f'{ONE}: bandwidth']:.0f}; bf16 writes in {1 / f['decode_fp32_over_bf16']:.2f} times fp32's "
+            "time."
         )
         zh += (
-            f"可见 int8 与 fp16 孰快，取决于方法、阶段与批量：读入时 W8A8 的速度是 fp16 的 {reads} 倍、bf16 的 "
-            f"{beside} 倍；解码单条时 LLM.int8() 用时是 fp16 的 {apart} 倍（{low} 至 {high}）、bf16 的 {other} 倍，"
-            f"八条时是 fp16 的 {eight} 倍。与 fp32 相比，fp16 读入用时 {half_reads} 倍，解码 {half} 倍；PyTorch 逐算子"
-            f"执行的 bf16 解码用时 {brain} 倍。"
+            f"在 SmolLM2 上，三种 int8 方法与 fp16、bf16 相比共 {f['compared']:.0f} 次，int8 更快 "
+            f"{f['int8_faster']:.0f} 次，更慢 {f['int8_slower']:.0f} 次：读入时 W8A8 的速度是 fp16 的 "
+            f"{r['prefill_fp16_over_w8a8']} 倍、bf16 的 {r['prefill_bf16_over_w8a8']} 倍；写一条时 LLM.int8() 用时是 "
+            f"fp16 的 {r['decode_split_over_fp16']} 倍、bf16 的 {r['decode_split_over_bf16']} 倍，写八条时是 fp16 的 "
+            f"{r['decode_split_over_fp16, 8 texts']} 倍。与 fp32 相比，fp16 读入用时 {r['prefill_fp16_over_fp32']} 倍"
+            f"。PyTorch 逐算子写一条，用时是屋顶线的 {min(missed):.0f} 至 {max(missed):.0f} 倍：那里比的与其说是格式，"
+            f"不如说是内核与调用。单行乘法，bf16 每秒只读 {f['row_gigabytes bf16']:.0f} GB，fp16 "
+            f"{f['row_gigabytes fp16']:.0f} GB，而内存给得出 {f[f'{ONE}: bandwidth']:.0f} GB；bf16 写一条用时是 fp32 "
+            f"的 {1 / f['decode_fp32_over_bf16']:.2f} 倍。"
         )
     if "roofline_worst" in f:
         en += (
-            f" Native decoding takes {f['roofline_bf16']:.2f} (bf16), {f['roofline_int8']:.2f} (int8) and "
-            f"{f['roofline_int4']:.2f} (int4) times what its bytes need at {f[f'{ONE}: bandwidth']:.0f} GB/s."
+            f" Where all is fused, in the native step, width tells: a token in {f[f'{ONE}: decode native bf16']:.1f} "
+            f"(bf16), {f[f'{ONE}: decode native int8']:.1f} (int8) and {f[f'{ONE}: decode native int4']:.1f} ms "
+            f"(int4), at most {f['roofline_worst']:.2f} times the roofline's."
         )
         zh += (
-            f"原生步解码所需时间，是按 {f[f'{ONE}: bandwidth']:.0f} GB/s 搬完权重的 {f['roofline_bf16']:.2f}（bf16）、"
-            f"{f['roofline_int8']:.2f}（int8）、{f['roofline_int4']:.2f}（int4）倍。"
+            f"全部融合之后（原生步），位宽便见分晓：一个词元 {f[f'{ONE}: decode native bf16']:.1f}（bf16）、"
+            f"{f[f'{ONE}: decode native int8']:.1f}（int8）、{f[f'{ONE}: decode native int4']:.1f} 毫秒（int4），至多为"
+            f"屋顶线的 {f['roofline_worst']:.2f} 倍。"
         )
     if f"{ONE}: decode W8A8" not in f or "roofline_worst" not in f:
         en += " Not all could be timed here: this CPU lacks integer or bf16 dot products, or a C++ compiler is missing."
@@ -218,23 +128,27 @@ QUESTION = Question(
         "It depends on the method, the phase and the instruction set. Integers times integers (W8A8) win where "
         "arithmetic is waited for, if the CPU or GPU has integer dot products; weights alone in integers win where "
         "bytes are waited for, which is decoding, if the kernel is fused. LLM.int8(), which keeps outliers apart, was "
-        "15 to 23 % slower than fp16 on BLOOM-176B. What makes a format fast is its width; bf16 has the range of fp32 "
-        "and half its bytes. fp16's own trouble is its range (at most 65,504), and without fp16 arithmetic it is "
-        "slower than fp32 where arithmetic is waited for.",
-        "要看方法、阶段与指令集。整数乘整数（W8A8）胜在等计算的场合，前提是 CPU 或 GPU 有整数点积；只把权重存成整数，胜"
-        "在等数据的场合，即解码，前提是内核已融合。LLM.int8() 把离群列另算，在 BLOOM-176B 上比 fp16 慢 15% 至 23%。决定"
-        "快慢的是位宽：bf16 范围与 fp32 相当，字节只有一半。fp16 自身的毛病正是范围（最大 65504）；没有 fp16 运算指令时"
-        "，凡等计算处都比 fp32 慢。",
+        "15 to 23 % slower than fp16 on BLOOM-176B and took 3.7 times as long on T5-11B, one GPU against two (its "
+        "authors' post at Hugging Face, 2022). What makes a format fast is its width; bf16 has the range of fp32 and "
+        "half its bytes. fp16's own trouble is its range (at most 65,504), and without fp16 arithmetic it is slower "
+        "than fp32 where arithmetic is waited for.",
+        "要看方法、阶段与指令集。整数乘整数（W8A8）胜在等计算的场合，前提是 CPU 或 GPU 有整数点积；只把权重存成整数，"
+        "胜在等数据的场合，即解码，前提是内核已融合。LLM.int8() 把离群列另算，在 BLOOM-176B 上比 fp16 慢 15% 至 23%，"
+        "在 T5-11B 上用时 3.7 倍，不过是一块 GPU 比两块（作者 2022 年在 Hugging Face 的文章）。决定快慢的是位宽："
+        "bf16 范围与 fp32 相当，字节只有一半。fp16 自身的毛病正是范围（最大 65504）；没有 fp16 运算指令时，凡等计算处"
+        "都比 fp32 慢。",
     ),
     run=Text(
         "Range and rounding of fp16 and bf16; our integer products against exact arithmetic. Timed in turn, five "
         "times over: SmolLM2 and layers of its shape in fp32, bf16, fp16, W8A16, W8A8, LLM.int8() and W4A16, and the "
-        "native step in bf16, int8 and int4, reading and decoding, one text and eight. Loss: five small models trained "
-        "here in fp32, since SmolLM2 as shipped is of four bits already; again with outliers planted, which changes "
-        "nothing in fp32.",
-        "考察 fp16 与 bf16 的范围与舍入；本库整数乘法与精确算术对照。轮流计时，重复五次：SmolLM2 及同尺寸的单层，fp32、"
-        "bf16、fp16、W8A16、W8A8、LLM.int8()、W4A16，外加原生步的 bf16、int8、int4，分读入与解码、单条与八条。损失：在"
-        "此以 fp32 训练五个小模型（SmolLM2 发布时已是四比特，不能用）；再植入离群列重测，这对 fp32 毫无影响。",
+        "native step in bf16, int8 and int4, reading and writing, one text and eight; beside each time what the "
+        "roofline asks for, by the bandwidth of the same race and the arithmetic of the race of speeds (question "
+        "13). Loss: five small models trained here in fp32, since SmolLM2 as shipped is of four bits already; again "
+        "with outliers planted, which changes nothing in fp32.",
+        "考察 fp16 与 bf16 的范围与舍入；本库整数乘法与精确算术对照。轮流计时，重复五次：SmolLM2 及同尺寸的单层，fp32"
+        "、bf16、fp16、W8A16、W8A8、LLM.int8()、W4A16，外加原生步的 bf16、int8、int4，分读入与写出、单条与八条；每个"
+        "用时旁边是屋顶线的要求，带宽取自同一实验，算力取自第 13 问的测速。损失：在此以 fp32 训练五个小模型（SmolLM2 "
+        "发布时已是四比特，不能用）；再植入离群列重测，这对 fp32 毫无影响。",
     ),
     papers=(
         "Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339",
@@ -461,7 +375,8 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
-    races=("precision_speed", "precision_loss"),
+    tables=tables,
+    races=("precision_speed", "precision_loss", "speed"),
     raced=raced,
     uses=(
         "llmlab/compression/int8_products.py",
@@ -469,6 +384,8 @@ QUESTION = Question(
         "llmlab/model/quantized.py",
         "llmlab/inference/fast.py",
         "llmlab/handbook/precisions.py",
+        "llmlab/handbook/precision_figures.py",
+        "llmlab/handbook/roofline.py",
     ),
     settings={
         "powers": [POWERS.start, POWERS.stop],

@@ -2,165 +2,20 @@
 short, and the best temperature is the task's."""
 
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from llmlab.evaluation import statistics
-from llmlab.handbook.measures import draw, filled, gap
-from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook import decoding_desk as desk
+from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
 from llmlab.handbook.raced import Told
-from llmlab.handbook.toy_beam import beam, exhaustive
-from llmlab.inference.engine import Completion, generate
-from llmlab.inference.processors import penalise_repetition, temper
-from llmlab.inference.sampling import Sampling, choose, key_of, process
-from llmlab.model.attention import MultiHead
-from llmlab.model.places import Places
-from llmlab.model.transformer import Architecture, Transformer
 from llmlab.stages import Session
 
 ROUNDING = 1e-4  # of float32 logits and log-probabilities
 CHANCE = 0.01  # the p-value below which a sampler does not draw from its distribution
-VOCABULARY, PROMPT, ANSWER = 24, 5, 12
-TINY = Architecture(layers=2, dim=32, context=PROMPT + ANSWER + 1, attention=MultiHead(heads=4))
-TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
-COLD = 1e-6
-DRAWS, FACES = 5_000, 8
-STOPS = (3, 4, 5, 6)
-TOY, TOY_LENGTH, TOY_PROMPTS = 5, 4, 24  # a vocabulary whose texts can all be tried: 5^4
 TRIED = ("T = 0", "T = 0.25", "T = 0.5", "T = 0.8", "T = 1", "T = 1.5", "T = 2", "top-k = 20", "top-p = 0.9")
-OMITTED: dict[str, dict[str, Any]] = {
-    "top_k": {"top_k": 2},
-    "top_p": {"top_p": 0.3},
-    "repetition_penalty": {"repetition_penalty": 2.0},
-}
 
 
-class Desk:
-    """A tiny model with random weights and a prompt, to decode with one setting or another."""
-
-    def __init__(self, seed: int) -> None:
-        model = filled(TINY.build(VOCABULARY, seed), seed, "q16.model").float()
-        assert isinstance(model, Transformer)
-        self.model, self.seed = model, seed
-        self.prompts = [[(3 * row + 5 * column + 1) % VOCABULARY for column in range(PROMPT - row)] for row in range(4)]
-
-    def texts(self, *, stops: tuple[int, ...] = (), seed: int | None = None, **settings: Any) -> list[list[int]]:
-        return [completion.ids for completion in self.completions(stops=stops, seed=seed, **settings)]
-
-    def completions(self, *, stops: tuple[int, ...] = (), seed: int | None = None, **settings: Any) -> list[Completion]:
-        sampling = Sampling(**{"max_new_tokens": ANSWER, **settings})
-        seeds = [self.seed if seed is None else seed] * len(self.prompts)
-        return generate(self.model, self.prompts, sampling, stops, seeds)
-
-
-def _differing(a: list[list[int]], b: list[list[int]]) -> float:
-    """How many texts are not the same."""
-    return float(sum(x != y for x, y in zip(a, b, strict=True)))
-
-
-def _greedy(desk: Desk, logits_BV: Tensor) -> Figures:
-    greedy = desk.texts(temperature=0.0)
-    moved = [float(temper(logits_BV, t).argmax(-1).ne(logits_BV.argmax(-1)).sum()) for t in TEMPERATURES]
-    return {
-        "cold_differs": _differing(desk.texts(temperature=COLD), greedy),
-        "top_k_1_differs": max(_differing(desk.texts(top_k=1, temperature=t), greedy) for t in TEMPERATURES[::4]),
-        "argmax_moves": max(moved),
-    }
-
-
-def _distribution(desk: Desk, logits_BV: Tensor) -> Figures:
-    """Entropy over temperature, frequencies against softmax, and the log-probabilities the engine reports."""
-    entropies = []
-    for t in TEMPERATURES:
-        logprobs_BV = process(logits_BV, Sampling(temperature=t)).log_softmax(-1)
-        entropies.append(float(-(logprobs_BV.exp() * logprobs_BV).sum(-1).mean()))
-    die = draw(desk.seed, "q16.die", 1, FACES).float()
-    ids = choose(die.expand(DRAWS, FACES), False, [key_of(desk.seed)] * DRAWS, range(DRAWS)).ids_B
-    expected = DRAWS * die.softmax(-1)[0].double()
-    chi_square = ((torch.bincount(ids, minlength=FACES) - expected).square() / expected).sum()
-    degrees = torch.tensor((FACES - 1) / 2, dtype=torch.float64)
-    answer, prompt = desk.completions(top_p=1.0)[0], desk.prompts[0]
-    scored = desk.model(torch.tensor([prompt + answer.ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
-    own = scored.gather(-1, torch.tensor(answer.ids)[:, None])[:, 0]
-    return {
-        "entropy_coldest": entropies[0],
-        "entropy_hottest": entropies[-1],
-        "entropy_smallest_rise": min(b - a for a, b in pairwise(entropies)),
-        "chi_square_p": float(torch.special.gammaincc(degrees, chi_square / 2)),
-        "top_p_1_gap": gap(own, torch.tensor(answer.logprobs)),
-    }
-
-
-def _limits(desk: Desk) -> Figures:
-    """Maximum, minimum and stop tokens, counted over several settings."""
-    broken = 0
-    for longest, shortest in ((1, 0), (7, 0), (ANSWER, 0), (ANSWER, 6), (9, 9)):
-        for answer in desk.completions(stops=STOPS, max_new_tokens=longest, min_new_tokens=shortest):
-            early = [token for token in answer.ids[:-1] if token in STOPS]
-            ended = answer.ids[-1] in STOPS
-            right_reason = answer.finish_reason == ("stop" if ended else "length")
-            right_length = shortest <= len(answer.ids) <= longest and (ended or len(answer.ids) == longest)
-            broken += bool(early) or not right_reason or not right_length
-    return {"limits_broken": float(broken)}
-
-
-def _omitted(desk: Desk) -> Figures:
-    """Parameters the handbook leaves out: each must change the text. And the penalty as printed in its paper."""
-    plain = desk.texts()
-    changed = {name: _differing(desk.texts(**setting), plain) for name, setting in OMITTED.items()}
-    changed["stop"] = _differing(desk.texts(stops=STOPS), plain)
-    changed["seed"] = _differing(desk.texts(seed=desk.seed + 1), plain)
-    negative = torch.tensor([[-1.0, 2.0]])
-    everything = torch.ones_like(negative, dtype=torch.bool)
-    return {
-        "silent_parameters": float(sum(not texts for texts in changed.values())),
-        "parameters_tried": float(len(changed)),
-        "same_seed_differs": _differing(desk.texts(), plain),
-        "penalty_raises": float((penalise_repetition(negative, everything, 2.0) - negative).max()),
-    }
-
-
-def _padding(desk: Desk) -> Figures:
-    """A left-padded batch against each prompt alone: logits, and the texts drawn."""
-    sizes = [len(prompt) for prompt in desk.prompts]
-    padded = torch.tensor([[0] * (PROMPT - len(prompt)) + prompt for prompt in desk.prompts])
-    together = desk.model(padded, Places.of_lengths(sizes, PROMPT, "left"))
-    alone = [desk.model(torch.tensor([prompt]))[0] for prompt in desk.prompts]
-    single = [generate(desk.model, [p], Sampling(max_new_tokens=ANSWER), (), [desk.seed])[0].ids for p in desk.prompts]
-    return {
-        "padding_gap": max(gap(row[-len(one) :], one) for row, one in zip(together, alone, strict=True)),
-        "padding_differs": _differing(desk.texts(), single),
-    }
-
-
-def _beams(seed: int) -> Figures:
-    """Beam search on a toy vocabulary against greedy decoding by the engine and against all texts there are."""
-    model = filled(TINY.build(TOY, seed), seed, "q16.toy").float()
-    assert isinstance(model, Transformer)
-    out = {"beam_1_differs": 0.0, "beam_all_differs": 0.0, "greedy_misses": 0.0, "beam_2_misses": 0.0}
-    for row in range(TOY_PROMPTS):
-        prompt = [row % TOY, row // TOY % TOY, 2]
-        (greedy,) = generate(model, [prompt], Sampling(temperature=0, max_new_tokens=TOY_LENGTH), (), [seed])
-        best, _ = exhaustive(model, prompt, TOY_LENGTH)
-        out["beam_1_differs"] += beam(model, prompt, TOY_LENGTH, 1)[0] != greedy.ids
-        out["beam_all_differs"] += beam(model, prompt, TOY_LENGTH, TOY**TOY_LENGTH)[0] != best
-        out["greedy_misses"] += greedy.ids != best
-        out["beam_2_misses"] += beam(model, prompt, TOY_LENGTH, 2)[0] != best
-    return {name: float(count) for name, count in out.items()}
-
-
-@torch.no_grad()
 def figures(session: Session) -> Figures:
-    desk = Desk(session.seed)
-    logits_BV = desk.model(torch.tensor([desk.prompts[0]]))[0]
-    parts = (_greedy(desk, logits_BV), _distribution(desk, logits_BV), _limits(desk), _omitted(desk), _padding(desk))
-    return {name: value for part in (*parts, _beams(session.seed)) for name, value in part.items()}
-
-
-# ---------------------------------------------------------------- raced
+    return desk.identities(session.seed)
 
 
 def raced(told: Mapping[str, Told]) -> Figures:
@@ -188,34 +43,63 @@ def raced(told: Mapping[str, Told]) -> Figures:
 
 
 def evidence(f: Mapping[str, float]) -> Text:
-    acting = f["parameters_tried"] - f["silent_parameters"]
+    acting, all_texts = f["parameters_tried"] - f["silent_parameters"], desk.TOY**desk.TOY_LENGTH
+    cold, hot = desk.TEMPERATURES[0], desk.TEMPERATURES[-1]
     told = Text(
-        f"From T = {TEMPERATURES[0]:g} to {TEMPERATURES[-1]:g} entropy rises at every step, from "
-        f"{f['entropy_coldest']:.2f} to {f['entropy_hottest']:.2f} nats, while temperature changes "
-        f"{f['top_k_1_differs']:.0f} greedy texts. Length limits are broken {f['limits_broken']:.0f} times. Of "
-        f"{f['parameters_tried']:.0f} parameters the handbook leaves out, {acting:.0f} change the text. Of "
-        f"{TOY_PROMPTS} prompts of a toy vocabulary greedy misses the likeliest text {f['greedy_misses']:.0f} times, "
-        f"two beams {f['beam_2_misses']:.0f} times, as many beams as there are texts ({TOY**TOY_LENGTH}) "
-        f"{f['beam_all_differs']:.0f} times.",
-        f"温度由 {TEMPERATURES[0]:g} 升到 {TEMPERATURES[-1]:g}，熵逐级上升，从 {f['entropy_coldest']:.2f} 增至 "
-        f"{f['entropy_hottest']:.2f} 奈特；而因温度改变的贪心文本有 {f['top_k_1_differs']:.0f} 条。违反长度限制 "
-        f"{f['limits_broken']:.0f} 次。手册未列而在此试过的 {f['parameters_tried']:.0f} 个参数中，有 {acting:.0f} 个"
-        f"会改变文本。小词表上 {TOY_PROMPTS} 个提示：贪心有 {f['greedy_misses']:.0f} 次错过最可能的文本，束宽 2 有 "
-        f"{f['beam_2_misses']:.0f} 次，束宽取全部 {TOY**TOY_LENGTH} 条文本时 {f['beam_all_differs']:.0f} 次。",
+        f"From T = {cold:g} to {hot:g} entropy rises at every step, from {f['entropy_coldest']:.2f} to "
+        f"{f['entropy_hottest']:.2f} nats, and top-p = {desk.NUCLEUS:g} keeps {f['top_p_growth']:.1f} times as many "
+        f"tokens, top-k {f['top_k_growth']:.0f} times; temperature changes {f['top_k_1_differs']:.0f} greedy texts. "
+        f"Length limits are broken {f['limits_broken']:.0f} times. Of {f['parameters_tried']:.0f} parameters the "
+        f"handbook leaves out, {acting:.0f} change the text. Of {desk.TOY_PROMPTS} prompts of a toy vocabulary greedy "
+        f"misses the likeliest text {f['greedy_misses']:.0f} times, two beams {f['beam_2_misses']:.0f} times, as many "
+        f"beams as there are texts ({all_texts}) {f['beam_all_differs']:.0f} times.",
+        f"温度由 {cold:g} 升到 {hot:g}，熵逐级上升，从 {f['entropy_coldest']:.2f} 增至 {f['entropy_hottest']:.2f} 奈特"
+        f"；top-p = {desk.NUCLEUS:g} 留下的词元增至 {f['top_p_growth']:.1f} 倍，top-k 则为 {f['top_k_growth']:.0f} 倍"
+        f"；因温度改变的贪心文本有 {f['top_k_1_differs']:.0f} 条。违反长度限制 {f['limits_broken']:.0f} 次。手册未列而"
+        f"在此试过的 {f['parameters_tried']:.0f} 个参数中，有 {acting:.0f} 个会改变文本。小词表上 {desk.TOY_PROMPTS} "
+        f"个提示：贪心有 {f['greedy_misses']:.0f} 次错过最可能的文本，束宽 2 有 {f['beam_2_misses']:.0f} 次，束宽取全"
+        f"部 {all_texts} 条文本时 {f['beam_all_differs']:.0f} 次。",
     )
     if "exact T = 0" not in f:
         return told
-    exact = ", ".join(f"{f[f'exact {name}']:.0%} ({name})" for name in TRIED)
-    marks = "; ".join(
-        f"{name}: {f[f'words {name}']:.0%}, {f[f'distinct {name}']:.0%}, {f[f'divergence {name}']:.3f}"
+    sums = max(TRIED, key=lambda name: f[f"exact {name}"])
+    story = min(TRIED, key=lambda name: f[f"divergence {name}"])
+    return Text(
+        f"{told.en} Of models trained here, the one that adds is best at {sums} ({f[f'exact {sums}']:.0%} of sums of 8 "
+        f"digits right to the last, at T = 1 {f['exact T = 1']:.0%}), the one that tells stories nearest to people's "
+        f"text at {story} ({f[f'divergence {story}']:.3f} bits; other text of people {f['divergence human']:.3f}, at "
+        f"T = 0 {f['divergence T = 0']:.3f}).",
+        f"{told.zh}此处训练的模型：做加法的以 {sums} 为最好（8 位加法全对 {f[f'exact {sums}']:.0%}，T = 1 时 "
+        f"{f['exact T = 1']:.0%}）；讲故事的以 {story} 最接近人写的文本（散度 {f[f'divergence {story}']:.3f} 比特；人写"
+        f"的另一批文本 {f['divergence human']:.3f}，T = 0 时 {f['divergence T = 0']:.3f}）。",
+    )
+
+
+def tables(f: Mapping[str, float]) -> list[Table]:
+    if "exact T = 0" not in f:
+        return []
+    title = Text(
+        "Sums of 8 digits; stories: words that the book has, distinct runs of 8 bytes, bits from people's text",
+        "8 位加法；故事：书中有的词，不重复的 8 字节片段，与人写文本的散度（比特）",
+    )
+    heads = (
+        Text("setting", "设置"),
+        Text("sums right", "加法全对"),
+        Text("words", "真词"),
+        Text("distinct", "不重复"),
+        Text("divergence", "散度"),
+    )
+    rows = tuple(
+        (
+            name if name in TRIED else Text("people", "人写"),
+            f"{f[f'exact {name}']:.0%}" if name in TRIED else "–",
+            f"{f[f'words {name}']:.0%}",
+            f"{f[f'distinct {name}']:.0%}",
+            f"{f[f'divergence {name}']:.3f}",
+        )
         for name in (*TRIED, "human")
     )
-    return Text(
-        f"{told.en} Trained here: sums of 8 digits right to the last: {exact}. Stories, share of words that exist, "
-        f"share of distinct runs of 8 bytes, divergence from people's text in bits: {marks}.",
-        f"{told.zh}此处训练的模型，8 位加法全对的比例：{exact}。故事（真词占比、8 字节片段不重复的占比、与人写文本的散"
-        f"度，单位比特；human 为人写文本）：{marks}。",
-    )
+    return [Table(title, heads, rows)]
 
 
 QUESTION = Question(
@@ -231,29 +115,35 @@ QUESTION = Question(
     correction=Text(
         "The kind of network is no decoding parameter. Temperature, length and algorithm act as said, but "
         "temperature does nothing to greedy decoding, and what matters most today is missing: top-k, top-p, min-p "
-        "and typical sampling, repetition, presence and frequency penalties, n-gram blocking, stop tokens and texts, "
-        "new tokens against total length, logit bias, seed. The best temperature is the task's: about 0 where one "
-        "answer is right, near 1 for a story.",
+        "and typical sampling, contrastive search, repetition, presence and frequency penalties, n-gram blocking, the "
+        "number of beams, when they end and their penalty for length, stop tokens and texts, new tokens against total "
+        "length, logit bias, seed. They meet: top-p keeps more tokens the higher the temperature before it, top-k does "
+        "not. The best temperature is the task's: about 0 where one answer is right, near 1 for a story, where "
+        "training on likelihood aims.",
         "网络类型不是解码参数。温度、长度和解码算法的作用确如所说，但温度对贪心解码毫无影响；如今最要紧的几项却没有"
-        "提：top-k、top-p、min-p 与典型采样，重复、出现与频率惩罚，n 元组屏蔽，停止词元与停止串，新生成长度与总长度"
-        "之分，logit 偏置，随机种子。最佳温度视任务而定：答案唯一时取 0 左右，写故事时接近 1。",
+        "提：top-k、top-p、min-p 与典型采样，对比搜索，重复、出现与频率惩罚，n 元组屏蔽，束的数目、何时停、长度惩罚，"
+        "停止词元与停止串，新生成长度与总长度之分，logit 偏置，随机种子。它们还会互相影响：先升温，top-p 留下的词元就"
+        "更多，top-k 则不变。最佳温度视任务而定：答案唯一时取 0 左右，写故事时接近 1，最大似然训练瞄准的正是那里。",
     ),
     run=Text(
-        "Our engine on a tiny model with random weights: T towards 0 and top-k = 1 against greedy; entropy at five "
-        "temperatures; 5,000 draws against softmax by χ²; top-p = 1 against the model's own log-probabilities; "
-        "lengths and stops counted; each omitted parameter switched on; seeds; a left-padded batch against single "
-        "prompts; beam search on a toy vocabulary against greedy and against all texts. Trained: a model that adds and "
-        "one that tells stories, at seven temperatures, with top-k and with top-p.",
-        "用随机权重的小模型跑本库的生成引擎：T 趋于 0、top-k = 1 与贪心对照；五档温度下的熵；五千次抽样与 softmax 作 "
-        "χ² 检验；top-p = 1 与模型自身对数概率对照；清点长度与停止条件；逐个启用手册未列的参数；随机种子；左填充批次"
-        "与单条提示对照；小词表上束搜索与贪心、与穷举对照。另训练一个加法模型和一个讲故事的模型，试七档温度及 top-k、"
-        "top-p。",
+        "Our engine on a tiny model with random weights: T towards 0 and top-k = 1 against greedy; entropy, and what "
+        "top-p and top-k keep, at five temperatures; 5,000 draws against softmax by χ²; top-p = 1 against the "
+        "model's own log-probabilities; lengths and stops counted; each omitted parameter switched on; seeds; a "
+        "left-padded batch against single prompts; beam search on a toy vocabulary against greedy and against all "
+        "texts. Trained: a model that adds and one that tells stories, at seven temperatures, with top-k and with "
+        "top-p.",
+        "用随机权重的小模型跑本库的生成引擎：T 趋于 0、top-k = 1 与贪心对照；五档温度下的熵，top-p、top-k 所留的词元"
+        "；五千次抽样与 softmax 作 χ² 检验；top-p = 1 与模型自身对数概率对照；清点长度与停止条件；逐个启用手册未列的"
+        "参数；随机种子；左填充批次与单条提示对照；小词表上束搜索与贪心、与穷举对照。另训练一个加法模型和一个讲故事的"
+        "模型，试七档温度及 top-k、top-p。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",
         "Fan, Lewis & Dauphin 2018, Hierarchical Neural Story Generation, arXiv 1805.04833",
         "Keskar et al. 2019, CTRL, arXiv 1909.05858",
         "Meister et al. 2022, Locally Typical Sampling, arXiv 2202.00666",
+        "Su et al. 2022, A Contrastive Framework for Neural Text Generation, arXiv 2202.06417",
+        "Nguyen et al. 2024, Turning Up the Heat: Min-p Sampling, arXiv 2407.01082",
     ),
     errors={"E16.1": "W", "E16.2": "I", "E16.3": "I"},
     on_paper={
@@ -305,6 +195,24 @@ QUESTION = Question(
                 ),
             ),
             Verdict.CORRECTED,
+            errors=("E16.3",),
+        ),
+        Claim(
+            "parameters meet",
+            "each parameter acts by itself (no word on how they meet)",
+            "各参数各管各的（未提互相影响）",
+            (
+                Check(
+                    "top_p_growth",
+                    ">",
+                    1.0,
+                    "tokens that top-p keeps, at the highest temperature over the lowest",
+                    "top-p 留下的词元数，最高温度比最低温度",
+                ),
+                Check("top_k_growth", "==", 1.0, "the same of top-k", "top-k：同上"),
+            ),
+            Verdict.CORRECTED,
+            kind="aside",
             errors=("E16.3",),
         ),
         Claim(
@@ -456,17 +364,25 @@ QUESTION = Question(
     ),
     figures=figures,
     evidence=evidence,
+    tables=tables,
     races=("temperatures",),
     raced=raced,
-    uses=("llmlab/inference/sampling.py", "llmlab/inference/engine.py"),
+    uses=(
+        "llmlab/inference/sampling.py",
+        "llmlab/inference/engine.py",
+        "llmlab/handbook/decoding_desk.py",
+        "llmlab/handbook/toy_beam.py",
+        "llmlab/handbook/temperatures.py",
+    ),
     settings={
-        "model": [TINY.layers, TINY.dim, TINY.attention.heads, TINY.norm.kind],
-        "vocabulary": VOCABULARY,
-        "lengths": [PROMPT, ANSWER],
-        "temperatures": [*TEMPERATURES, COLD],
-        "draws": [DRAWS, FACES],
-        "stops": STOPS,
-        "omitted": OMITTED,
-        "toy": [TOY, TOY_LENGTH, TOY_PROMPTS],
+        "model": [desk.TINY.layers, desk.TINY.dim, desk.TINY.attention.heads, desk.TINY.norm.kind],
+        "vocabulary": desk.VOCABULARY,
+        "lengths": [desk.PROMPT, desk.ANSWER],
+        "temperatures": [*desk.TEMPERATURES, desk.COLD],
+        "kept": [desk.NUCLEUS, desk.FIRST],
+        "draws": [desk.DRAWS, desk.FACES],
+        "stops": desk.STOPS,
+        "omitted": desk.OMITTED,
+        "toy": [desk.TOY, desk.TOY_LENGTH, desk.TOY_PROMPTS],
     },
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -44,6 +44,22 @@ class Text(NamedTuple):
 
     def in_language(self, lang: Language) -> str:
         return self.zh if lang == "zh" else self.en
+
+
+class Table(NamedTuple):
+    """Figures side by side, shown below the evidence: heads of the columns, and rows whose first cell is a name.
+
+    A cell is a number or a name that both languages share, or a `Text`.
+    """
+
+    title: Text
+    heads: tuple[Text | str, ...]
+    rows: tuple[tuple[Text | str, ...], ...]
+
+    def in_language(self, lang: Language) -> list[list[str]]:
+        """The heads and then the rows, as plain text."""
+        lines = (self.heads, *self.rows)
+        return [[cell.in_language(lang) if isinstance(cell, Text) else cell for cell in line] for line in lines]
 
 
 class Verdict(StrEnum):
@@ -128,6 +144,7 @@ class Question:
 
     `errors` maps codes of the handbook's errors (E50.1: the first of question 50) to their severity: W wrong, M
     misleading, I incomplete. Those that no claim names are told in `on_paper` and stand on the papers alone.
+    `tables` show the figures that the evidence speaks of, made from them like it.
     `settings` are the sizes that the figures depend on; raise `measure` when the way of measuring changes: both are in
     the key of the record. `uses` are the modules under test. `races` are trained beforehand (see `raced.py`), and
     `raced` takes figures from their records.
@@ -143,6 +160,7 @@ class Question:
     claims: tuple[Claim, ...]
     figures: Callable[[Session], Figures]
     evidence: Callable[[Mapping[str, float]], Text]
+    tables: Callable[[Mapping[str, float]], Sequence[Table]] = lambda figures: ()
     races: tuple[str, ...] = ()
     raced: Callable[[Mapping[str, Told]], Figures] | None = None
     on_paper: Mapping[str, Text] = field(default_factory=dict)

@@ -50,8 +50,9 @@ class Block:
     """Measures side by side: all plain ones (no `family`), or one at several lengths, with heads `1x`, `2x`, ...
 
     `rows` hold a cell a column, the best first by the first column, None where the arm has no such figure; `reasons`
-    say why, for arms without any figure too. `baseline` is the race's first arm that has them all;
-    `arms` are all of the race in its own order, so that an arm has one colour in every picture.
+    say why, for arms without any figure too. `baseline` is the race's first arm that has them all, None where the arms
+    are no rivals or there is but one; `arms` are all of the race in its own order, so that an arm has one colour in
+    every picture.
     """
 
     family: str
@@ -75,6 +76,12 @@ def title_of(record: Mapping[str, Any]) -> Text:
     """What the race is called; its file's name where no such race is defined any more."""
     name = str(record["name"])
     return race(name).title if name in known() else Text(name, name)
+
+
+def listed(record: Mapping[str, Any]) -> bool:
+    """Whether the arms stand under the question one by one; not where it shows their figures in tables of its own."""
+    name = str(record["name"])
+    return race(name).listed if name in known() else True
 
 
 def blocks(record: Mapping[str, Any]) -> list[Block]:
@@ -109,7 +116,8 @@ def _block(record: Mapping[str, Any], family: str, heads: Sequence[tuple[str, st
         numbers[arm] = [None if why else tuple(map(float, row)) for row, why in zip(raw, failed, strict=True)]
         if any(failed):
             reasons[arm] = next(why for why in failed if why)
-    baseline = next((arm for arm, found in numbers.items() if None not in found), None)
+    whole = [arm for arm, found in numbers.items() if None not in found]
+    baseline = whole[0] if whole and len(numbers) > 1 and listed(record) else None
     beside = numbers[baseline] if baseline is not None else [None] * len(columns)
     rows = {
         arm: [

@@ -31,6 +31,7 @@ SHIPPED = HERE / "records"
 class Trained(ABC):
     """Arms that are trained once a seed: `arms` has the settings of each by its name, `common` those of all of them.
 
+    Races whose figures their question shows in tables of its own are not `listed` arm by arm below it.
     Raise `version` when an arm computes something else although its settings are the same.
     """
 
@@ -40,7 +41,9 @@ class Trained(ABC):
     measures: tuple[str, ...]
     common: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 5
+    first: int = 0  # of the seeds: raised where a race is run afresh, lives of its own beside those seen before
     version: int = 1
+    listed: bool = True
 
     @abstractmethod
     def check(self) -> None:
@@ -53,6 +56,10 @@ class Trained(ABC):
     @abstractmethod
     def stale(self, record: Mapping[str, Any]) -> str | None:
         """Why a record does not speak of these arms any more; None while it does."""
+
+    def numbers(self, seeds: int | None = None) -> list[int]:
+        """The seeds themselves, in order."""
+        return list(range(self.first, self.first + (seeds or self.seeds)))
 
     def recorded(
         self, seeds: Sequence[int], rows: Mapping[str, Mapping[str, Sequence[float | str]]], seconds: float, **how: Any
@@ -95,14 +102,14 @@ class Race(Trained):
         from llmlab.evaluation.measures import read_measures
         from llmlab.race.arms import check
 
-        check(self.made(), range(self.seeds), read_measures(self.measures))
+        check(self.made(), self.numbers(), read_measures(self.measures))
 
     def train(self, out: Path, seeds: int | None = None, quiet: bool = False) -> dict[str, Any]:
         from llmlab.evaluation.measures import VERSION, read_measures
         from llmlab.race.compare import race as run_arms
 
         arms = self.made()
-        numbers = list(range(seeds or self.seeds))
+        numbers = self.numbers(seeds)
         found = run_arms(arms, numbers, out, read_measures(self.measures), equal=self.equal, quiet=quiet)
         rows: dict[str, dict[str, list[float | str]]] = {measure: {} for measure in self.measures}
         seconds = 0.0

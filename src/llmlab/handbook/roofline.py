@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmlab.inference.packing import GROUP, TILE
+from llmlab.inference.packing import TILE
+from llmlab.model.groups import GROUP
 from llmlab.model.transformer import Architecture
 
 STREAMED = 1 << 28  # bytes read in one go: several times any cache of a CPU's last level

@@ -18,8 +18,10 @@ import torch
 from llmlab.handbook.roofline import Roofline, bandwidth, decode_work, matmul_peak, prefill_work
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.engine import generate
+from llmlab.inference.fast import FastModel
 from llmlab.inference.sampling import Sampling
 from llmlab.language_model import LanguageModel, load
+from llmlab.model.transformer import Transformer
 from llmlab.runtime import generator, threads
 
 BATCHES = (1, 4, 16)
@@ -36,9 +38,9 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
     turns: dict[str, list[float]] = {name: [] for name in MEASURES}
     with threads(1):
         lm = load("smollm2", kind)
-        native = lm.batching is not None
+        native = lm.batching is not None and isinstance(lm.batching.model, FastModel)
         a, vocabulary = lm.bundle.architecture, lm.model.vocab_size
-        cached = 4 if kind in ("fp32", "int8", "int4") and not native else 2
+        cached = 2 if native or kind == "bf16" else 4
         for turn in range(settings["turns"]):
             machine = Roofline(bandwidth(), matmul_peak(_arithmetic(kind, native)))
             turns["gigabytes/s"].append(machine.bandwidth / 1e9)
@@ -67,22 +69,27 @@ def _arithmetic(kind: str, native: bool) -> torch.dtype:
 def _timed(lm: LanguageModel, prompts: Prompts, new: int) -> tuple[float, float]:
     """Seconds until every row has its first token, and seconds of the fastest step that gives each row one more."""
     if lm.batching is not None:
-        return _native(lm.batching, prompts, new)
-    marks: list[float] = []
+        return _batched(lm.batching, prompts, new)
+    times = token_times(lm.model, prompts, new)
+    return times[0], min(after - before for before, after in itertools.pairwise(times))
+
+
+def token_times(model: Transformer, prompts: Prompts, new: int) -> list[float]:
+    """Seconds from the start until the first text has its 1st, 2nd, ... new token, all texts written by the engine."""
+    times: list[float] = []
 
     def mark(row: int, token: int) -> bool:
         if row == 0:
-            marks.append(time.perf_counter())
+            times.append(time.perf_counter() - begin)
         return False
 
-    begin = time.perf_counter()
     sampling = Sampling(temperature=0, max_new_tokens=new)
-    generate(lm.model, prompts, sampling, (), [0] * len(prompts), on_token=mark)
-    steps = [after - before for before, after in itertools.pairwise(marks)]
-    return marks[0] - begin, min(steps)
+    begin = time.perf_counter()
+    generate(model, prompts, sampling, (), [0] * len(prompts), on_token=mark)
+    return times
 
 
-def _native(batching: Batching, prompts: Prompts, new: int) -> tuple[float, float]:
+def _batched(batching: Batching, prompts: Prompts, new: int) -> tuple[float, float]:
     begin = time.perf_counter()
     batching.generate([Request(prompt, Sampling(temperature=0, max_new_tokens=1)) for prompt in prompts])
     prefill = time.perf_counter() - begin

@@ -42,7 +42,7 @@ class Trial(Trained):
 
         self.check()
         make_deterministic()
-        numbers = list(range(seeds or self.seeds))
+        numbers = self.numbers(seeds)
         lives: dict[tuple[str, int], dict[str, Any]] = {}
         with lock(out), interruptible() as stop, threads(1):
             for seed in numbers:

@@ -22,6 +22,7 @@ from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.row import Row, rows_of
 from llmlab.inference.sampling import Sampling
+from llmlab.inference.speculative import Guesser, Known
 from llmlab.inference.stepper import Piece, Stepper
 from llmlab.runtime import threads
 
@@ -59,6 +60,8 @@ class _Text:
     read: int = 0
     pages: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)  # of the prompt, where it is to be echoed
+    guess: list[int] = field(default_factory=list)  # what may come next, read in this step after what is known
+    over: bool = False
 
     def scores(self, place: int) -> bool:
         """Whether the id after `place` stands in a prompt that is to be echoed, and is not scored yet."""
@@ -74,13 +77,22 @@ class Counts:
     shared_tokens: int = 0
     preempted: int = 0
     cancelled: int = 0
+    guessed: int = 0
+    accepted: int = 0
 
 
 class Batching:
-    """Submit requests, call `step` until nothing is left. Oldest first, in everything."""
+    """Submit requests, call `step` until nothing is left. Oldest first, in everything. A `guesser` may save steps; it
+    changes no token."""
 
-    def __init__(self, model: Stepper, step_tokens: int = STEP_TOKENS, step_rows: int = STEP_ROWS) -> None:
-        self.model, self.step_tokens, self.step_rows = model, step_tokens, step_rows
+    def __init__(
+        self,
+        model: Stepper,
+        step_tokens: int = STEP_TOKENS,
+        step_rows: int = STEP_ROWS,
+        guesser: Guesser | None = None,
+    ) -> None:
+        self.model, self.step_tokens, self.step_rows, self.guesser = model, step_tokens, step_rows, guesser
         self.counts = Counts()
         self._pages = Pages(model.pages)
         self._running: list[_Text] = []
@@ -124,19 +136,21 @@ class Batching:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One call of the model; the tokens that came of it, `row` being the request's number."""
+        """One call of the model; the tokens that came of it, `row` being the request's number. Where guesses were right
+        a request has several, in order."""
         plan = self._plan()
         if not plan:
             return []
+        self._guess(plan)
         pieces, ask, asked, size = list[Piece](), list[int](), list[tuple[_Text, int]](), 0
         for text, count in plan:
-            end = text.read + count
-            pieces.append(Piece(text.ids[text.read : end], text.read, text.pages))
-            for place in range(text.read, end):
-                if place == len(text.ids) - 1 or text.scores(place):
+            ids = text.ids[text.read : text.read + count] + text.guess
+            pieces.append(Piece(ids, text.read, text.pages))
+            for place in range(text.read, text.read + len(ids)):
+                if place >= len(text.ids) - 1 or text.scores(place):
                     ask.append(size + place - text.read)
                     asked.append((text, place))
-            size += count
+            size += len(ids)
         logits_RV = self.model.step(pieces, ask)
         self.counts.steps += 1
         self.counts.rows += len(plan)
@@ -148,14 +162,21 @@ class Batching:
             return self._answers(asked, logits_RV)
 
     def _answers(self, asked: Sequence[tuple[_Text, int]], logits_RV: Tensor) -> list[Token]:
-        """Score what is to be echoed, draw what comes next."""
+        """Score what is to be echoed, draw what comes next. What a guess was followed by counts only if it was what was
+        drawn."""
         tokens = []
+        known = {text.number: len(text.ids) for text, _ in asked}
         for slot, (text, place) in enumerate(asked):
             logits_1V = logits_RV[slot : slot + 1]
             if text.scores(place):
                 text.scored.append(score(logits_1V, text.ids[place + 1], text.request.likeliest or 0))
-            if place == len(text.ids) - 1:
-                tokens.append(self._draw(text, logits_1V) if text.request.draws else self._read(text))
+            guessed = place - known[text.number]
+            if place != len(text.ids) - 1 or text.over or (guessed >= 0 and text.guess[guessed] != text.ids[place]):
+                continue
+            if guessed >= 0:
+                self.counts.accepted += 1
+                self._remember(text, 1)
+            tokens.append(self._draw(text, logits_1V) if text.request.draws else self._read(text))
         return tokens
 
     # ------------------------------------------------------------ who is next
@@ -184,6 +205,25 @@ class Batching:
             left -= count
         return plan
 
+    def _guess(self, plan: Sequence[tuple[_Text, int]]) -> None:
+        """Let the guesser go on where a token is drawn now, as far as tokens of the step and pages are left over."""
+        asked = [text for text, count in plan if text.read + count == len(text.ids)]
+        for text in asked:
+            text.guess = []
+        left = self.step_tokens - sum(count for _, count in plan)
+        if self.guesser is None or not asked or left < len(asked):
+            return
+        known = []
+        for text in asked:
+            # The last token of the text is never guessed: nothing would be drawn after it.
+            most = min(self.guesser.tokens, text.row.limit - text.row.length - 1, left // len(asked))
+            self._grow(text, len(text.ids) - text.read + most)
+            most = min(most, len(text.pages) * PAGE - len(text.ids))
+            known.append(Known(text.number, text.ids, most, text.request.sampling, text.row.key))
+        for text, guess in zip(asked, self.guesser.guess(known), strict=True):
+            text.guess = guess
+            self.counts.guessed += len(guess)
+
     def _has_room(self, text: _Text, count: int, plan: list[tuple[_Text, int]]) -> bool:
         """Pages for `count` more tokens, taken from the youngest where none are free. False: it was the youngest."""
         while not self._grow(text, count):
@@ -202,12 +242,15 @@ class Batching:
             page = self._pages.take()
             if page is None:
                 return False
+            self.model.clear(page)
             text.pages.append(page)
         return True
 
     def _release(self, text: _Text) -> None:
         self._pages.give_back(text.pages)
-        text.pages, text.read = [], 0
+        text.pages, text.read, text.guess = [], 0, []
+        if self.guesser is not None:
+            self.guesser.forget(text.number)
 
     def _remember(self, text: _Text, count: int) -> None:
         """Pages that have become full are known from now on."""
@@ -238,6 +281,7 @@ class Batching:
     def _finish(self, text: _Text) -> None:
         self._running.remove(text)
         self._release(text)
+        text.over = True
 
     # ------------------------------------------------------------ for one caller
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 PLACE = "sampling.constraint"
+NOTHING = "no text that this tokenizer's tokens can write has this form"
 
 # What a form may be. At these bounds the worst that we know of takes a third of a second and 100 MiB.
 REGEX_LETTERS, GRAMMAR_LETTERS, GRAMMAR_RULES = 4096, 16_384, 500
@@ -111,13 +112,13 @@ class Guide:
         """bool [V] of the tokenizer: what may come next. The stop tokens may where the text may end. All false where
         the text is whole and nothing can follow.
 
-        Errors: LlmlabError where following the form became too costly.
+        Errors: InputError where following the form became too costly.
         """
         if self.done:
             return torch.zeros(self._vocabulary, dtype=torch.bool)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise LlmlabError(f"{PLACE}: {_line(self._matcher.get_error())}")
+            raise InputError(PLACE, _line(self._matcher.get_error()), "ask for a simpler form")
         allowed_V = torch.from_numpy(np.unpackbits(bits, count=self._vocabulary + 1, bitorder="little")).bool()
         allowed_V[self._stop_ids] = bool(allowed_V[-1])
         return allowed_V[:-1]
@@ -153,10 +154,26 @@ class _Words:
         self.eos_token_id = tokenizer.vocab_size
         self.tokens = [*map(tokenizer.token_bytes, range(tokenizer.vocab_size)), b"<end of text>"]
         self.special_token_ids = [*sorted(tokenizer.special_ids), self.eos_token_id]
+        text = [id for id in range(tokenizer.vocab_size) if id not in tokenizer.special_ids and self.tokens[id]]
+        self._by_bytes = {self.tokens[id]: id for id in text}
+        self._longest = max(map(len, self._by_bytes), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """How the tokenizer itself would write a text: asked for hints only, which are not used here."""
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"), "text")
+        """How to write what must come next in any case: as the tokenizer does itself, since a model has seen no other
+        spelling; by the longest tokens where that has other bytes (WordPiece puts a space before a word)."""
+        wanted = text.encode() if isinstance(text, str) else text
+        ids = self._tokenizer.encode(wanted.decode("utf-8", "replace"), "text")
+        if b"".join(self.tokens[id] for id in ids) == wanted:
+            return ids
+        ids, at = [], 0
+        while at < len(wanted):
+            ends = range(min(at + self._longest, len(wanted)), at, -1)
+            end = next((end for end in ends if wanted[at:end] in self._by_bytes), None)
+            if end is None:
+                break  # no token has this byte, and the mask will say so
+            ids.append(self._by_bytes[wanted[at:end]])
+            at = end
+        return ids
 
 
 class Constrainer:
@@ -174,8 +191,7 @@ class Constrainer:
         source = constraint.source()
         guide = _on_a_large_stack(lambda: self._made(source, frozenset(stop_ids)))
         if not guide.done and not guide.allowed().any():
-            problem = f"no text of this {constraint.kind} can be begun with this tokenizer's tokens"
-            raise InputError(PLACE, problem, "give the model stop tokens, or a form that has a text")
+            raise InputError(PLACE, NOTHING, "or the model has no stop token, and the text is to be empty")
         return guide
 
     def _made(self, source: str, stops: frozenset[int]) -> Guide:
@@ -240,6 +256,8 @@ def _check_regex(pattern: str) -> None:
     """Bounds, and no repetition of a repetition: `a**` is a slip to most dialects, a possessive `a*+` to others, and
     would be something third here."""
     _bound("the regular expression has", len(pattern), "letters", REGEX_LETTERS)
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise InputError(PLACE, "the regular expression ends in a backslash, which escapes nothing", "write two")
     repeated, lazy = False, False
     for at, letter in _outside_classes(pattern):
         if letter in "*+{" and repeated:
@@ -306,7 +324,7 @@ def _check_schema(schema: dict[str, Any]) -> None:
 def _line(text: str) -> str:
     """What matters of a native message, at most 200 letters."""
     if text.startswith("NoExtension"):
-        return "no text has this form"
+        return NOTHING
     lines = text.strip().splitlines() or ["it failed without a word"]
     named = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     return (named or lines)[0][:200]

@@ -5,29 +5,31 @@ M rows of one call (tokens of any sequences), R rows that ask for logits, D widt
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llmlab.inference import native
-from llmlab.inference.packing import GROUP, KINDS, TILE, Kind, fits, pack, unpacked
+from llmlab.inference.packing import BITS, KINDS, TILE, Kind, Packed, fits, loses, pack_together, unpacked
 from llmlab.inference.pages import PAGE
 from llmlab.inference.stepper import Piece
-from llmlab.model.attention import Attention
-from llmlab.model.block import Block, Pre
-from llmlab.model.feedforward import GatedFeedForward, SwiGLU
+from llmlab.model.block import Pre
+from llmlab.model.feedforward import SwiGLU
+from llmlab.model.groups import GROUP, Groups, Weight, dense
 from llmlab.model.heads import PlainHead
 from llmlab.model.linear import Linear
 from llmlab.model.masks import Causal
 from llmlab.model.mixers import SoftmaxAttention
-from llmlab.model.norms import RMSNorm, RootMeanSquare
+from llmlab.model.norms import RMSNorm
 from llmlab.model.places import Places
 from llmlab.model.quantized import QuantizedLinear
 from llmlab.model.rotary import NoScaling, Rope
 from llmlab.model.transformer import Transformer
+from llmlab.runtime import threads as torch_threads
 
 
 class _Matrix(ctypes.Structure):
@@ -93,96 +95,126 @@ def unfit(model: Transformer) -> str | None:
     return None
 
 
+Read = Callable[[str], Weight]
+
+
 class _Loses(Exception):
     """Packing would change a weight."""
 
 
-def quickened(model: Transformer, weights: str) -> FastModel:
-    """The model in packed weights of a kind, or `auto`: int4 where that changes no matrix of a block, and else bf16.
-    The model itself is given the weights as packed, so that the plain path says what the native step approaches."""
+def quickened(model: Transformer, weights: str, read: Read | None = None) -> FastModel:
+    """The model in packed weights of a kind, or `auto`: int4, else int8, where that changes no matrix of a block, and
+    else bf16. `read`: as of `FastModel`."""
     pages, cores = 2 * -(-model.architecture.context // PAGE), torch.get_num_threads()
     for kind in KINDS:
         if kind == weights:
-            return FastModel(model, kind, pages, cores)
-    try:
-        return FastModel(model, "int4", pages, cores, exact=True)
-    except _Loses:
-        return FastModel(model, "bf16", pages, cores)
+            return FastModel(model, kind, pages, cores, read)
+    for kind in KINDS[:-1]:
+        with contextlib.suppress(_Loses):
+            return FastModel(model, kind, pages, cores, read, exact=True)
+    return FastModel(model, KINDS[-1], pages, cores, read)
 
 
 class FastModel:
     """A llama-like model in packed weights. `pages` bounds the tokens held at once, of all sequences, to 16 a page;
-    their memory is taken when it is first written. `model` is given the weights as packed.
+    their memory is taken when it is first written. `read` answers a weight by name, as stored; without it they are
+    the model's own, else `model` may be a skeleton. The model is not kept, nor changed: `transformer` makes another.
 
     Errors: ValueError for a model that is `unfit`; InputError for weights that are not finite or beyond the scales.
     """
 
-    def __init__(self, model: Transformer, kind: Kind, pages: int, threads: int = 1, exact: bool = False) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        kind: Kind,
+        pages: int,
+        threads: int = 1,
+        read: Read | None = None,
+        exact: bool = False,
+    ) -> None:
         if (reason := unfit(model)) is not None:
             raise ValueError(reason)
         a = model.architecture
         self.architecture, self.vocab_size, self.kind, self.pages = a, model.vocab_size, kind, pages
+        self.threads = threads
+        self._read = read or model.state_dict().__getitem__
         self._kept: list[Tensor] = []
-        self._exact = exact
-        blocks = [block for block in model.blocks if isinstance(block, Block)]
-        layers = (_Layer * len(blocks))(*(self._layer(block, kind) for block in blocks))
-        self._exact = False
-        # Four bits are too few for the table of the vocabulary, whose rows differ in size; llama.cpp's files agree.
-        table: Kind = "bf16" if kind == "bf16" else "int8"
-        embedding = self._packed([model.embedding], table)
-        head = embedding if model.head is None else self._packed([model.head], table)
-        heads, key_heads, width = a.keyed.heads, a.keyed.key_heads, a.attention.width(a.dim)
-        prepared = model.position.prepare(Places.causal(1, a.context), Places.causal(1, a.context))
+        self._matrices: dict[str, Packed] = {}
+        self._vectors: dict[str, Tensor] = {}
+        layers = (_Layer * a.layers)(*(self._layer(f"blocks.{n}.", exact) for n in range(a.layers)))
+        embedding = self._table("embedding.weight")
+        head = embedding if a.tied else self._table("head.weight")
+        heads, key_heads, width = a.keyed.heads, a.keyed.key_heads, a.keyed.width(a.dim)
+        places = Places.causal(1, a.context)
+        with torch_threads(1):
+            prepared = a.position.build(a.shape()).prepare(places, places)
         cosine, sine = (self._floats(part[0, 0, :, 0, : width // 2]) for part in (prepared.cos, prepared.sin))
         shape = pages, a.layers, key_heads * width * PAGE
         # numpy asks for memory that the system fills with zeros page by page, torch writes them all at once
         self._keys, self._values = (np.zeros(shape, dtype=np.uint16) for _ in range(2))
-        attention, feedforward, final = blocks[0].attention, blocks[0].feedforward, model.final_norm
-        assert isinstance(attention, Attention)
-        assert isinstance(feedforward, GatedFeedForward)
-        assert isinstance(final, RootMeanSquare)
         self._model = _Model(
-            a.layers, a.dim, heads, key_heads, width, feedforward.gate.out_features, self.vocab_size, pages,
-            a.norm.eps, attention.scale, cosine, sine, self._floats(final.weight), layers,
+            a.layers, a.dim, heads, key_heads, width, a.feedforward.hidden_width(a.dim), self.vocab_size, pages,
+            a.norm.eps, a.keyed.scale or width**-0.5, cosine, sine, self._vector("final_norm.weight"), layers,
             embedding, head, self._keys.ctypes.data, self._values.ctypes.data,
         )  # fmt: skip
-        library = native.library()
-        library.llmlab_open.restype = ctypes.c_void_p
-        self._engine = ctypes.c_void_p(library.llmlab_open(ctypes.byref(self._model), threads))
+        del self._read  # files need not stay open
+        self._library = native.library()
+        self._library.llmlab_open.restype = ctypes.c_void_p
+        self._engine = ctypes.c_void_p(self._library.llmlab_open(ctypes.byref(self._model), threads))
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
-            native.library().llmlab_close(self._engine)
+            self._library.llmlab_close(self._engine)
 
-    def _layer(self, block: Block, kind: Kind) -> _Layer:
-        attention, feedforward = block.attention, block.feedforward
-        assert isinstance(attention, Attention)
-        assert isinstance(feedforward, GatedFeedForward)
-        projections = [attention.query, attention.key, attention.value]
-        bias = None if attention.query.bias is None else torch.cat([p.bias for p in projections])
-        first, second = block.attention_norm, block.feedforward_norm
-        assert isinstance(first, RootMeanSquare)
-        assert isinstance(second, RootMeanSquare)
+    def transformer(self) -> Transformer:
+        """A model of the weights as packed, float32: the plain path says what the native step approaches."""
+        with torch.device("meta"):
+            model = Transformer(self.architecture, self.vocab_size)
+        state = {name: unpacked(packed) for name, packed in self._matrices.items()}
+        model.load_state_dict(state | {name: vector.clone() for name, vector in self._vectors.items()}, assign=True)
+        return model.requires_grad_().eval()
+
+    def _layer(self, block: str, exact: bool) -> _Layer:
+        attention, feedforward = block + "attention.", block + "feedforward."
+        projections = [f"{attention}{part}." for part in ("query", "key", "value")]
+        biases = [f"{part}bias" for part in projections] if self.architecture.keyed.bias else []
         return _Layer(
-            self._floats(first.weight),
-            self._floats(second.weight),
-            self._packed(projections, kind, bias),
-            self._packed([attention.output], kind),
-            self._packed([feedforward.gate, feedforward.up], kind),
-            self._packed([feedforward.down], kind),
+            self._vector(f"{block}attention_norm.weight"),
+            self._vector(f"{block}feedforward_norm.weight"),
+            self._matrix([f"{part}weight" for part in projections], exact, biases),
+            self._matrix([f"{attention}output.weight"], exact),
+            self._matrix([f"{feedforward}gate.weight", f"{feedforward}up.weight"], exact),
+            self._matrix([f"{feedforward}down.weight"], exact),
         )
 
-    def _packed(self, parts: Sequence[nn.Linear | nn.Embedding], kind: Kind, bias: Tensor | None = None) -> _Matrix:
-        """One matrix of several that read the same inputs; each part is left with the weights as packed."""
-        packed = pack(torch.cat([part.weight.detach() for part in parts]), kind)
-        self._kept.append(packed.data)
-        pieces = torch.split(unpacked(packed), [len(part.weight) for part in parts])
-        if self._exact and not all(torch.equal(p.weight, piece) for p, piece in zip(parts, pieces, strict=True)):
+    def _table(self, name: str) -> _Matrix:
+        """Four bits are too few for the table of the vocabulary, whose rows differ in size, unless they are all there
+        is; llama.cpp's files agree."""
+        weight = self._read(name)
+        four = isinstance(weight, Groups) and weight.bits == BITS["int4"]
+        return self._packed({name: weight}, "bf16" if self.kind == "bf16" else "int4" if four else "int8")
+
+    def _matrix(self, names: Sequence[str], exact: bool, biases: Sequence[str] = ()) -> _Matrix:
+        """One matrix of several that read the same inputs."""
+        weights = {name: self._read(name) for name in names}
+        if exact and any(loses(weight, self.kind) for weight in weights.values()):
             raise _Loses
-        for part, piece in zip(parts, pieces, strict=True):
-            part.weight.data = piece.contiguous()
-        at = None if bias is None else self._floats(bias)
-        return _Matrix(packed.data.data_ptr(), at, packed.outputs, packed.inputs, KINDS.index(kind))
+        at = None
+        if biases:
+            self._vectors |= {name: dense(self._read(name)).float() for name in biases}
+            at = self._floats(torch.cat([self._vectors[name] for name in biases]))
+        return self._packed(weights, self.kind, at)
+
+    def _packed(self, weights: Mapping[str, Weight], kind: Kind, bias: int | None = None) -> _Matrix:
+        packed, first = pack_together(list(weights.values()), kind), 0
+        for name, weight in weights.items():
+            self._matrices[name] = packed.rows(first, rows := weight.shape[0])
+            first += rows
+        return _Matrix(packed.data.data_ptr(), bias, packed.outputs, packed.inputs, KINDS.index(kind))
+
+    def _vector(self, name: str) -> int:
+        self._vectors[name] = dense(self._read(name)).detach().float().clone()
+        return self._vectors[name].data_ptr()
 
     def _floats(self, values: Tensor) -> int:
         self._kept.append(values.detach().float().contiguous().clone())
@@ -197,12 +229,16 @@ class FastModel:
         counts = torch.tensor([len(piece.ids) for piece in pieces])
         return self._rows(ids, places, padded.repeat_interleave(counts, 0), ask)
 
+    def clear(self, page: int) -> None:
+        """Zeros on a page."""
+        self._keys[page], self._values[page] = 0, 0
+
     def _rows(self, ids: Sequence[int], places: Sequence[int], tables: Tensor, ask: Sequence[int]) -> Tensor:
         """Row i is token ids[i] at places[i] of the text whose pages are tables[i] ([M, pages of the longest])."""
         logits = torch.empty(len(ask), self.vocab_size)
         numbers = [torch.tensor(values, dtype=torch.int32) for values in (ids, places, ask)]
         tables = tables.to(torch.int32).contiguous()
-        native.library().llmlab_step(
+        self._library.llmlab_step(
             self._engine, len(ids), *(ctypes.c_void_p(t.data_ptr()) for t in (*numbers[:2], tables)), tables.shape[1],
             len(ask), ctypes.c_void_p(numbers[2].data_ptr()), ctypes.c_void_p(logits.data_ptr()),
         )  # fmt: skip

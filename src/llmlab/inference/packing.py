@@ -9,18 +9,24 @@ N outputs, K inputs, t tiles, g groups, o outputs of a tile. A packed matrix is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from llmlab.model.groups import GROUP, Groups, Weight, dense
 from llmlab.model.quantized import checked
+from llmlab.runtime import threads
 
-TILE, GROUP = 16, 32
+TILE = 16
 Kind = Literal["int4", "int8", "bf16"]
 LARGEST = 65504 * 127 / 128  # the least value of int8 is 128 steps below 0, of which the weights use 127
 KINDS: tuple[Kind, ...] = ("int4", "int8", "bf16")
+BITS: dict[Kind, int] = {"int4": 4, "int8": 8, "bf16": 16}
+_BYTES: dict[Kind, int] = {"int4": 320, "int8": 576, "bf16": 1024}  # of 16 outputs by 32 inputs
 
 
 @dataclass(frozen=True)
@@ -32,24 +38,50 @@ class Packed:
     outputs: int
     inputs: int
 
+    def rows(self, first: int, count: int) -> Packed:
+        """Some of its outputs, whole tiles."""
+        size = self.inputs // GROUP * _BYTES[self.kind]
+        return Packed(self.kind, self.data[first // TILE * size : (first + count) // TILE * size], count, self.inputs)
+
 
 def fits(outputs: int, inputs: int) -> bool:
     """Whether a matrix is whole tiles and groups."""
     return outputs % TILE == 0 and inputs % GROUP == 0
 
 
-def pack(weight_NK: Tensor, kind: Kind) -> Packed:
-    """Quantise a float matrix and lay it out. int4 takes each group's least value and step, so weights that already
-    are 16 evenly spaced values a group come out as they were; int8 takes each group's largest magnitude.
+def pack(weight_NK: Weight, kind: Kind) -> Packed:
+    """Lay a matrix out. What is quantised already keeps its codes and scales, where the kind has bits enough; else
+    int4 takes each group's least value and step, so weights that already are 16 evenly spaced values a group come out
+    as they were; int8 takes each group's largest magnitude.
 
     Errors: InputError for a weight that is not finite, or beyond what scales in half precision hold.
     """
-    outputs, inputs = weight_NK.shape
-    weight_NK = checked(weight_NK, "weights", None if kind == "bf16" else LARGEST)
-    if kind == "bf16":
-        pairs = weight_NK.bfloat16().view(outputs // TILE, TILE, inputs // 2, 2)
-        return Packed(kind, _bytes(pairs.transpose(1, 2)), outputs, inputs)
-    groups = weight_NK.float().view(outputs, -1, GROUP)
+    return pack_together([weight_NK], kind)
+
+
+def pack_together(weights: Sequence[Weight], kind: Kind) -> Packed:
+    """Matrices that read the same inputs as one, their outputs one after another."""
+    outputs, inputs = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    data, end = _room(outputs // TILE * (inputs // GROUP) * _BYTES[kind]), 0
+    with threads(1):  # each part is soon done, and waiting for a thread that others keep from its core takes longer
+        for weight in weights:
+            start, end = end, end + weight.shape[0] // TILE * (inputs // GROUP) * _BYTES[kind]
+            _lay(weight, kind, data[start:end])
+    return Packed(kind, data, outputs, inputs)
+
+
+def loses(weight_NK: Weight, kind: Kind) -> bool:
+    """Whether packing would change a weight."""
+    if isinstance(weight_NK, Groups):
+        return kind == "bf16" or weight_NK.bits > BITS[kind]
+    first, whole = weight_NK[:TILE], weight_NK  # most that lose do so at once
+    return any(not torch.equal(unpacked(pack(part, kind)), part.float()) for part in (first, whole))
+
+
+def quantised(weight_NK: Tensor, kind: Kind) -> Groups:
+    """Codes, steps and least values of a float matrix."""
+    weight_NK = checked(weight_NK, "weights", LARGEST)
+    groups = weight_NK.float().view(len(weight_NK), -1, GROUP)
     if kind == "int4":
         least = groups.amin(-1).half().float()
         step = ((groups.amax(-1) - least) / 15).clamp(min=0).half().float()
@@ -58,19 +90,30 @@ def pack(weight_NK: Tensor, kind: Kind) -> Packed:
         step = (groups.abs().amax(-1) / 127).half().float()
         least = -128 * step
         low, high = 1, 255
-    codes = ((groups - least[..., None]) / step.clamp(min=1e-12)[..., None]).round().clamp(low, high)
-    return laid_out(codes.to(torch.uint8), step.half(), least.half(), kind)
-
-
-def laid_out(codes: Tensor, step: Tensor, least: Tensor, kind: Kind) -> Packed:
-    """Codes uint8 [N, g, 32] with half-precision steps and least values [N, g], as the step reads them."""
-    outputs, groups, _ = codes.shape
-    tiles = codes.view(outputs // TILE, TILE, groups, 8, 4).permute(0, 2, 3, 1, 4).reshape(-1, groups, 8, TILE * 4)
+    codes = ((groups - least[..., None]) / step.clamp(min=1e-12)[..., None]).round().clamp(low, high).to(torch.uint8)
     if kind == "int4":
-        tiles = tiles[:, :, :4] | (tiles[:, :, 4:] << 4)
-    scales = [part.view(-1, TILE, groups).transpose(1, 2).contiguous().view(torch.uint8) for part in (step, least)]
-    data = torch.cat([tiles.flatten(2), *scales], -1)
-    return Packed(kind, _bytes(data), outputs, groups * GROUP)
+        codes = codes[..., : GROUP // 2] | (codes[..., GROUP // 2 :] << 4)
+    return Groups(codes.numpy(), step.half().numpy(), least.half().numpy())
+
+
+def _lay(weight: Weight, kind: Kind, to: Tensor) -> None:
+    """Write a matrix into its bytes."""
+    outputs, inputs = weight.shape
+    tiles, groups = outputs // TILE, inputs // GROUP
+    if kind == "bf16":
+        pairs = checked(dense(weight), "weights").bfloat16().contiguous().view(torch.int32)
+        across = pairs.numpy().reshape(tiles, TILE, -1).transpose(0, 2, 1)
+        to.numpy().view(np.int32).reshape(tiles, inputs // 2, TILE)[...] = across
+        return
+    if not isinstance(weight, Groups) or weight.bits > BITS[kind]:
+        weight = quantised(dense(weight), kind)
+    codes = (weight.codes if weight.bits == BITS[kind] else weight.wide()).view(np.uint32)
+    # Sixteen outputs' four bytes side by side, line by line; the last line of a group is its scales.
+    lines = to.numpy().view(np.uint32).reshape(tiles, groups, codes.shape[-1] + 1, TILE)
+    lines[:, :, :-1] = codes.reshape(tiles, TILE, groups, -1).transpose(0, 2, 3, 1)
+    scales = lines[:, :, -1].view(np.float16)
+    for at, part in ((slice(TILE), weight.step), (slice(TILE, None), weight.least)):
+        scales[..., at] = part.reshape(tiles, TILE, groups).transpose(0, 2, 1)
 
 
 def unpacked(packed: Packed) -> Tensor:
@@ -89,9 +132,8 @@ def unpacked(packed: Packed) -> Tensor:
     return weights.permute(0, 3, 1, 2, 4).reshape(outputs, inputs)
 
 
-def _bytes(data: Tensor) -> Tensor:
-    """The same numbers as bytes at a multiple of 64, which vector loads like."""
-    flat = data.contiguous().view(torch.uint8).flatten()
-    room = torch.empty(flat.numel() + 64, dtype=torch.uint8)
+def _room(size: int) -> Tensor:
+    """So many bytes at a multiple of 64, which vector loads like."""
+    room = torch.empty(size + 64, dtype=torch.uint8)
     start = -room.data_ptr() % 64
-    return room[start : start + flat.numel()].copy_(flat)
+    return room[start : start + size]

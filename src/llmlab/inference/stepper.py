@@ -36,3 +36,7 @@ class Stepper(Protocol):
 
     def step(self, pieces: Sequence[Piece], ask: Sequence[int]) -> Tensor:
         """float32 [R, V]: the logits after the tokens `ask`, counted through all pieces."""
+
+    def clear(self, page: int) -> None:
+        """Zeros on a page that a text begins to write on: a key that is not seen still has weight 0 times its value,
+        and an earlier text may have left what is no number."""

@@ -85,7 +85,7 @@ class Routes:
 
     def __init__(self, lm: LanguageModel, name: str, worker: Worker, figures: Figures) -> None:
         self.lm, self.name, self.worker, self.figures = lm, name, worker, figures
-        self.asking = Asking(lm)
+        self.asking = Asking(lm, worker.batching.model.vocab_size)
         self.answering = Answering(worker, lm.tokenizer, figures)
         self.started = int(time.time())
         self.router = APIRouter()

@@ -49,10 +49,11 @@ class Wanted:
 
 
 class Asking:
-    """Bodies read for one model."""
+    """Bodies read for one model, whose ids are below `vocabulary`. (`lm.model` would make the whole model of packed
+    weights only to be asked its size.)"""
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm = lm
+    def __init__(self, lm: LanguageModel, vocabulary: int) -> None:
+        self.lm, self.vocabulary = lm, vocabulary
 
     async def chat(self, body: ChatBody) -> Wanted:
         """Raises InputError."""
@@ -109,7 +110,7 @@ class Asking:
 
     def _checked(self, place: str, ids: Sequence[int], limit: int | None) -> int:
         """Room for the answer, after a look at the prompt. InputError where there is none."""
-        context, vocabulary = self.lm.context, self.lm.model.vocab_size
+        context, vocabulary = self.lm.context, self.vocabulary
         if not ids:
             raise InputError(place, "is empty", "give at least one token to go on from")
         wrong = next((id for id in ids if not 0 <= id < vocabulary), None)
@@ -186,9 +187,9 @@ class Asking:
 
     def _biases(self, given: dict[str, float]) -> dict[int, float]:
         biases = {int(id): bias for id, bias in given.items()}
-        wrong = next((id for id in biases if id >= self.lm.model.vocab_size), None)
+        wrong = next((id for id in biases if id >= self.vocabulary), None)
         if wrong is not None:
-            raise InputError("body.logit_bias", f"{wrong} is outside the vocabulary of {self.lm.model.vocab_size}")
+            raise InputError("body.logit_bias", f"{wrong} is outside the vocabulary of {self.vocabulary}")
         return biases
 
 

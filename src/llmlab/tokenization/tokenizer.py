@@ -154,22 +154,20 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id stands for; a special token's are its name. Unknown ids: InputError."""
-        if not 0 <= id < len(self._bytes):
-            raise InputError("token id", f"{id} is outside the vocabulary", f"0 to {len(self._bytes) - 1}")
-        return self._bytes[id]
+        if not 0 <= id < self.vocab_size:
+            raise InputError("token id", f"{id} is outside the vocabulary", f"0 to {self.vocab_size - 1}")
+        if (known := self._added.get(id)) is not None:
+            return known
+        token = self._marking.id_to_token(id)
+        return b"" if token is None else self._pieces.bytes_of(token)
 
     @cached_property
     def _pieces(self) -> Pieces:
         return Pieces.of(self._marking)
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        pieces = self._pieces
-        added = self._marking.get_added_tokens_decoder()
-        table = [b""] * self.vocab_size
-        for token, id in self._marking.get_vocab(with_added_tokens=True).items():
-            table[id] = added[id].content.encode() if id in added else pieces.bytes_of(token)
-        return table
+    def _added(self) -> dict[int, bytes]:
+        return {id: token.content.encode() for id, token in self._marking.get_added_tokens_decoder().items()}
 
     # ------------------------------------------------------------ what it knows
 

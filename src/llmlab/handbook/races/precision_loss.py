@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmlab.handbook.question import Text
+from llmlab.handbook.races.precision_speed import METHODS
 from llmlab.handbook.trials import Trial
-
-METHODS = ("fp32", "bf16", "fp16", "W8A16", "W8A8", "LLM.int8()", "W4A16")
 
 
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
@@ -23,5 +22,6 @@ RACE = Trial(
     title=Text("precisions: what they cost in loss", "各种精度：损失代价"),
     arms={"trained": {"steps": 500, "text_rows": 16, "rate": 2e-2, "adamw_rate": 1e-2}},
     run=run,
+    listed=False,
     measures=tuple(f"{name}{method}" for name in ("", "planted ") for method in METHODS),
 )

@@ -25,6 +25,7 @@ RACE = Trial(
     arms={"1 text": {"rows": 1, "prompt": 256}, "8 texts": {"rows": 8, "prompt": 64}},
     common={"new": 12, "rounds": 3},
     run=run,
+    listed=False,
     measures=(
         *(f"{part}{phase} {m}" for part in ("layer ", "") for phase in ("prefill", "decode") for m in METHODS),
         *(f"{phase} native {kind}" for phase in ("prefill", "decode") for kind in ("int4", "int8", "bf16")),

@@ -30,4 +30,5 @@ RACE = Trial(
         *("gigabytes/s", "gigaflops/s", "native"),
     ),
     run=run,
+    listed=False,
 )

@@ -38,5 +38,6 @@ RACE = Trial(
     },
     common={"settings": SETTINGS},
     run=run,
+    listed=False,
     measures=MEASURES,
 )
