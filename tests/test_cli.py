@@ -59,6 +59,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "@", "--prompt", "x", "--grammar", "none.lark"], "none.lark: cannot be read"),
         (["generate", "@", "--prompt", "x", "--regex", "a", "--json-schema", "true"], "an answer has one form"),
         (["generate", "@", "--prompt", ""], "is empty"),
+        (["generate", "@", "--prompt", "x", "--search", "bema"], "generate.search: unknown kind 'bema' (did you mean"),
+        (["generate", "@", "--prompt", "x", "--search", "{kind: beam"], "search: '{kind: beam' is not a YAML value"),
+        (["generate", "@", "--prompt", "x", "--search", "beam", "--temperature", "2"], "cannot go with beam search"),
+        (["generate", "@", "--prompt", "x", "--cache", "{kind: rolling, window: -1}"], "generate.cache.window: got -1"),
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
         (["chat", "@", "--temperature", "abc"], "--temperature"),
         (["chat", "@", "--device", "gpu"], "device: unknown value 'gpu'"),
@@ -155,6 +159,14 @@ def test_generate_streams_and_reports(tiny: Path) -> None:
     piped = llmlab(*asked[:2], *asked[4:], "--json", stdin=b"a whale")
     assert json.loads(piped.stdout.splitlines()[-1])["text"] == answer["text"]
     assert llmlab(*asked[:2], stdin=b"\xff\xfe").returncode == 2
+
+
+def test_generate_searches_over_a_cache(tiny: Path) -> None:
+    asked = ["generate", str(tiny), "--prompt", "a whale", "--max-new-tokens", "8"]
+    asked += ["--search", "{kind: beam, beams: 3}", "--cache", "int8"]
+    plain, answer = llmlab(*asked), json.loads(llmlab(*asked, "--json").stdout.splitlines()[-1])
+    assert plain.stdout.decode().rstrip("\n") == answer["text"].rstrip("\n")
+    assert {"score", "tokens", "tokens_per_second", "prefill_tokens_per_second", "finish_reason"} <= set(answer)
 
 
 def test_chat_from_a_pipe(tiny: Path) -> None:

@@ -19,11 +19,15 @@ from llmlab.checkpoints.native import save_model
 from llmlab.compression.quantize import Int4, Int8, quantize_model, save_quantized
 from llmlab.errors import InputError
 from llmlab.inference import native
+from llmlab.inference.beam import Beam
+from llmlab.inference.caches import Rolling
 from llmlab.inference.fast import FastModel
 from llmlab.inference.sampling import Sampling
-from llmlab.language_model import LanguageModel
+from llmlab.inference.text import text_of
+from llmlab.language_model import LanguageModel, Ways
 from llmlab.model.quantized import Int8Linear, QuantizedLinear
 from llmlab.model.transformer import Architecture, Transformer
+from llmlab.recipe import parse
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
@@ -374,6 +378,83 @@ def test_bad_settings_and_prompts_are_refused(lm: LanguageModel, tokenizer: Toke
     tokenizer = Tokenizer(tokenizer._marking, eos="<|endoftext|>")
     with pytest.raises(InputError, match="no chat template"):
         LanguageModel(Bundle(lm.model, tokenizer, lm.bundle.architecture, "tiny")).chat(MESSAGES)
+
+
+# ---------------------------------------------------------------- searches and caches
+
+SEARCHED: list[dict[str, Any]] = [
+    {"kind": "beam", "beams": 3},
+    {"kind": "beam", "beams": 4, "groups": 2, "diversity_penalty": 1.0},
+    {"kind": "contrastive"},
+    {"kind": "best_of", "n": 3},
+]
+
+
+@pytest.mark.parametrize("search", SEARCHED, ids=lambda search: "-".join(map(str, search.values())))
+def test_what_is_searched_for_is_the_best_of_what_is_found(lm: LanguageModel, search: dict[str, Any]) -> None:
+    found = lm.hypotheses("hello", search, max_new_tokens=20)
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert [one.text for one in found] == [
+        text_of(lm.tokenizer, one.ids, start=lm.tokenizer.spells_space) for one in found
+    ]
+    assert lm.generate("hello", search=search, max_new_tokens=20) == found[0].text
+    said: list[str] = []
+    report = lm.report("hello", Sampling(max_new_tokens=20), on_text=said.append, ways=parse(Ways, {"search": search}))
+    assert (report["text"], report["score"], report["tokens"]) == (found[0].text, found[0].score, len(found[0].ids))
+    assert said == [found[0].text]
+    assert (
+        lm.chat(MESSAGES, search=search, max_new_tokens=5) == lm.hypotheses(MESSAGES, search, max_new_tokens=5)[0].text
+    )
+
+
+@pytest.mark.parametrize("search", SEARCHED, ids=lambda search: "-".join(map(str, search.values())))
+def test_a_stop_text_ends_what_is_searched_for(lm: LanguageModel, search: dict[str, Any]) -> None:
+    free = lm.hypotheses("hello", search, max_new_tokens=20)[0]
+    stop = free.text[3:5]
+    found = lm.hypotheses("hello", search, max_new_tokens=20, stop=stop)
+    if search["kind"] != "beam":  # a beam may prefer other texts to one that ends so early
+        assert free.text[: free.text.index(stop)] in [one.text for one in found if one.finish_reason == "stop"]
+    for one in found:
+        whole = text_of(lm.tokenizer, one.ids, start=lm.tokenizer.spells_space)
+        assert stop not in one.text
+        assert (stop in whole) == (whole != one.text)
+        assert stop not in text_of(lm.tokenizer, one.ids[:-1], start=lm.tokenizer.spells_space)
+        assert one.finish_reason == ("stop" if stop in whole or one.ids[-1] in lm.stop_ids else "length")
+
+
+def test_names_of_searches_and_caches_are_kinds(lm: LanguageModel) -> None:
+    greedy = {"temperature": 0, "max_new_tokens": 20}
+    plain = lm.generate("hello", **greedy)
+    assert lm.generate("hello", search={"kind": "contrastive", "penalty_alpha": 0}, max_new_tokens=20) == plain
+    assert lm.generate("hello", search=Beam(beams=1), max_new_tokens=20) == plain
+    assert lm.generate("hello", search="beam", max_new_tokens=20) == lm.generate(
+        "hello", search=Beam(), max_new_tokens=20
+    )
+    for cache in ("dense", "rolling", Rolling(), {"kind": "int8"}):
+        assert lm.generate("hello", cache=cache, **greedy) == plain
+        assert lm.stream("hello", cache=cache, **greedy).read() == plain
+    far = lm.stream("hello", cache={"kind": "rolling", "window": 20}, temperature=0, max_new_tokens=2 * CONTEXT)
+    far.read()
+    assert len(far.ids) == 2 * CONTEXT or far.finish_reason == "stop"
+
+
+def test_searches_that_mean_nothing_are_refused(lm: LanguageModel) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"search": "bema"}, "did you mean 'beam'"),
+        ({"search": {"kind": "beam", "beam": 3}}, "did you mean 'beams'"),
+        ({"search": {"kind": "beam", "beams": 3, "groups": 2}}, "2 groups do not divide 3 beams"),
+        ({"search": {"kind": "beam", "groups": 2}}, "without a diversity_penalty would all say the same"),
+        ({"search": {"kind": "beam", "diversity_penalty": 0.5}}, "between groups only"),
+        ({"search": "beam", "temperature": 0.5}, "cannot go with beam search"),
+        ({"cache": "roling"}, "did you mean 'rolling'"),
+    ]
+    for settings_, says in wrong:
+        with pytest.raises(InputError, match=says):
+            lm.generate("hello", **settings_)
+    with pytest.raises(InputError, match="search: beam search knows its text at the end only"):
+        lm.stream("hello", search="beam")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="search: is missing"):
+        lm.hypotheses("hello", None)
 
 
 # ---------------------------------------------------------------- real weights

@@ -215,14 +215,26 @@ def generate(
     weights: Weights = "auto",
     device: Device = "cpu",
     sampling: Any = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="beam, contrastive, best_of, or '{kind: beam, beams: 4}'.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="dense, int8, rolling, or '{kind: rolling, window: 1024}'.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text, streaming."""
+    """Continue a text, streaming; what is searched for comes at the end."""
+    from llmlab.recipe import override, parse
+
+    with uncollected():
+        from llmlab.language_model import Ways
+    chosen = [f"{name}={value}" for name, value in (("search", search), ("cache", cache)) if value is not None]
+    ways = parse(Ways, override(Ways, {}, chosen), "generate")
     text = prompt if prompt is not None else _standard_input()
     lm = _load(model, weights, device)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     _notice(lm.why)
-    done = lm.report(text, sampling, chat=chat, system=system, on_text=write)
+    done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
     _answer(as_json, done, "")
 
 

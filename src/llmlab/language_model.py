@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from llmlab import runtime
@@ -24,18 +25,21 @@ from llmlab.checkpoints.where import QUANTIZED
 from llmlab.errors import InputError, unknown
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.cache import PromptCache
+from llmlab.inference.caches import CacheKind
 from llmlab.inference.choice import Choice, choose
 from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import require_continuing, stream
+from llmlab.inference.front import DecoderFront, Front, TimedFront
 from llmlab.inference.row import FinishReason
 from llmlab.inference.sampling import Sampling
+from llmlab.inference.search import Found, Search, found
 from llmlab.inference.text import TextStream
 from llmlab.model.places import Places
 from llmlab.model.pooling import Pooling
 from llmlab.model.quantized import Int4Linear, use_kernels
 from llmlab.model.transformer import Transformer
-from llmlab.recipe import parse
+from llmlab.recipe import Section, parse
 from llmlab.tokenization.chat import Message, Renderer
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -124,6 +128,13 @@ def _quantized(folder: Path, kind: str, on: torch.device) -> LanguageModel:
         return LanguageModel(fast, Batching(choice.model), f"{why}, native step", choice)
     use_kernels(bundle.model)
     return LanguageModel(bundle, why=f"{why}, PyTorch's kernels: {choice.reason}", choice=choice)
+
+
+class Ways(Section):
+    """How an answer comes about, beside `Sampling`: what is left null is drawn, token by token, over a dense cache."""
+
+    search: Search | None = Field(None, description="what is looked for instead of one token after another")
+    cache: CacheKind | None = Field(None, description="what keys and values are kept in")
 
 
 class LanguageModel:
@@ -250,17 +261,45 @@ class LanguageModel:
 
     # ------------------------------------------------------------ text
 
-    def generate(self, text: str, **settings: Any) -> str:
-        """How `text` goes on: the continuation only. Settings are the fields of `Sampling`."""
-        return self.reply(self.prompt(text), _sampling(settings)).read()
+    def generate(self, text: str, search: Any = None, cache: Any = None, **settings: Any) -> str:
+        """How `text` goes on: the continuation only. Settings are the fields of `Sampling`. `search` and `cache` are
+        kinds of `inference.search` and `inference.caches`, as sections, mappings or names; both take the plain path.
+        """
+        if search is not None:
+            return self.hypotheses(text, search, cache, **settings)[0].text
+        return self.reply(self.prompt(text), _sampling(settings), ways=_ways(cache=cache)).read()
 
-    def chat(self, messages: Sequence[Message], **settings: Any) -> str:
-        """The assistant's answer to messages `{"role": ..., "content": ...}`, by the model's chat template."""
-        return self.reply(self.prompt(messages), _sampling(settings)).read()
+    def chat(self, messages: Sequence[Message], search: Any = None, cache: Any = None, **settings: Any) -> str:
+        """The assistant's answer to messages `{"role": ..., "content": ...}`, by the model's chat template; the rest as
+        in `generate`."""
+        if search is not None:
+            return self.hypotheses(messages, search, cache, **settings)[0].text
+        return self.reply(self.prompt(messages), _sampling(settings), ways=_ways(cache=cache)).read()
 
-    def stream(self, prompt: str | Sequence[Message], **settings: Any) -> Reply:
-        """Pieces of what `generate` (for a text) or `chat` (for messages) answers, as they come."""
-        return self.reply(self.prompt(prompt), _sampling(settings))
+    def stream(self, prompt: str | Sequence[Message], search: None = None, cache: Any = None, **settings: Any) -> Reply:
+        """Pieces of what `generate` (for a text) or `chat` (for messages) answers, as they come. What is searched for
+        is not known before the end: InputError."""
+        return self.reply(self.prompt(prompt), _sampling(settings), ways=_ways(search=search, cache=cache))
+
+    def hypotheses(
+        self, prompt: str | Sequence[Message], search: Any, cache: Any = None, **settings: Any
+    ) -> list[Found]:
+        """All that a search ends with, best first: of a beam search the ended texts, at most as many as beams; of
+        best_of all that was drawn. Errors: InputError for settings that the search cannot mind."""
+        ways = _ways(search=search, cache=cache)
+        if ways.search is None:
+            raise InputError("search", "is missing", "beam, contrastive or best_of")
+        return self._found(self.prompt(prompt), _sampling(settings), ways.search, DecoderFront(self.model, ways.cache))
+
+    def _found(self, ids: Sequence[int], sampling: Sampling, search: Search, front: Front) -> list[Found]:
+        guide = self.guide(sampling)
+        return found(search, front, ids, sampling, self.stop_ids, self.tokenizer, self._starts(ids, guide), guide)
+
+    def _starts(self, prompt: Sequence[int], guide: Guide | None) -> bool:
+        """Whether an answer to this prompt is a text from its beginning. A guide counts every byte, a space of spelling
+        too, and lets none come that its form does not have."""
+        first = bool(self.bundle.architecture.encoder_layers) or self.tokenizer.special_ids.issuperset(prompt)
+        return first and self.tokenizer.spells_space and guide is None
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The ids the model starts from. Raw text begins with bos if and only if the tokenizer's file says that this
@@ -276,9 +315,11 @@ class LanguageModel:
             return self.tokenizer.prompt(prompt)
         return self.renderer.render(prompt, reply=True).ids
 
-    def reply(self, ids: Sequence[int], sampling: Sampling, memory: PromptCache | None = None) -> Reply:
+    def reply(
+        self, ids: Sequence[int], sampling: Sampling, memory: PromptCache | None = None, ways: Ways | None = None
+    ) -> Reply:
         """The answer to a prompt of ids; `memory` holds what was computed for an earlier one of the same model."""
-        return Reply(self, ids, sampling, memory)
+        return Reply(self, ids, sampling, memory, ways or Ways())
 
     def report(
         self,
@@ -287,15 +328,19 @@ class LanguageModel:
         chat: bool = False,
         system: str | None = None,
         on_text: Callable[[str], object] | None = None,
+        ways: Ways | None = None,
     ) -> dict[str, Any]:
         """Generate, and say how it went: text, tokens, tokens_per_second (of decoding only: the first token belongs to
         the prompt), prefill_tokens_per_second, finish_reason, and the weights used. `chat`: `text` is a user's message,
-        after `system`."""
+        after `system`. What is searched for comes at once, with its score."""
         if system is not None and not chat:
             raise InputError("system", "a system prompt means something in a chat only", "add --chat")
         if chat and not text.strip():
             raise InputError("prompt", "is empty")
-        reply = self.reply(self.prompt(conversation(text, system) if chat else text), sampling)
+        ids = self.prompt(conversation(text, system) if chat else text)
+        if ways is not None and ways.search is not None:
+            return self._searched(ids, sampling, ways.search, ways.cache, on_text)
+        reply = self.reply(ids, sampling, ways=ways)
         for piece in reply:
             if on_text is not None:
                 on_text(piece)
@@ -306,7 +351,36 @@ class LanguageModel:
             "prefill_tokens": len(reply.prompt),
             "prefill_tokens_per_second": _rate(len(reply.prompt), reply.prefill_seconds),
             "finish_reason": reply.finish_reason,
-            "weights": self.why,
+            "weights": self.why if ways is None or ways.cache is None else self._plainly,
+        }
+
+    @property
+    def _plainly(self) -> str:
+        """`why`, for what the native step is not asked to do."""
+        return self.why if self.batching is None else f"{self.why.partition(',')[0]}, plain path"
+
+    def _searched(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        search: Search,
+        cache: CacheKind | None,
+        on_text: Callable[[str], object] | None,
+    ) -> dict[str, Any]:
+        front, began = TimedFront(DecoderFront(self.model, cache)), time.perf_counter()
+        best = self._found(ids, sampling, search, front)[0]
+        seconds = time.perf_counter() - began
+        if on_text is not None:
+            on_text(best.text)
+        return {
+            "text": best.text,
+            "score": best.score,
+            "tokens": len(best.ids),
+            "tokens_per_second": _rate(len(best.ids) - 1, seconds - front.start_seconds),
+            "prefill_tokens": len(ids),
+            "prefill_tokens_per_second": _rate(len(ids), front.start_seconds),
+            "finish_reason": best.finish_reason,
+            "weights": self._plainly,
         }
 
 
@@ -315,15 +389,22 @@ class Reply(Iterator[str]):
     `finish_reason` (None until the end), and seconds that are for reports only."""
 
     def __init__(
-        self, lm: LanguageModel, prompt: Sequence[int], sampling: Sampling, memory: PromptCache | None = None
+        self,
+        lm: LanguageModel,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        memory: PromptCache | None,
+        ways: Ways,
     ) -> None:
+        if ways.search is not None:
+            raise InputError("search", f"{ways.search.kind} search knows its text at the end only", "do not stream it")
         self.prompt = list(prompt)
         self.text = ""
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._pieces = self._run(lm, sampling, memory)
+        self._pieces = self._run(lm, sampling, memory, ways.cache)
 
     def __next__(self) -> str:
         piece: str = next(self._pieces)
@@ -340,17 +421,18 @@ class Reply(Iterator[str]):
         """Stop here."""
         self._pieces.close()
 
-    def _run(self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None) -> Generator[str]:
-        tokenizer = lm.tokenizer
+    def _run(
+        self, lm: LanguageModel, sampling: Sampling, memory: PromptCache | None, cache: CacheKind | None
+    ) -> Generator[str]:
         guide = lm.guide(sampling)
-        first = bool(lm.bundle.architecture.encoder_layers) or tokenizer.special_ids.issuperset(self.prompt)
-        # A guide counts every byte, a space of spelling too, and lets none come that its form does not have.
-        text = TextStream(tokenizer, sampling.stop, start=first and tokenizer.spells_space and guide is None)
+        text = TextStream(lm.tokenizer, sampling.stop, start=lm._starts(self.prompt, guide))
         began = time.perf_counter()
-        if lm.batching is not None:
+        if lm.batching is not None and cache is None:
             tokens = lm.batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed, guide=guide))
         else:
-            tokens = stream(lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory, guide=guide)
+            tokens = stream(
+                lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory, guide=guide, cache=cache
+            )
         for token in tokens:
             if not self.ids:
                 self.prefill_seconds, began = time.perf_counter() - began, time.perf_counter()
@@ -376,6 +458,10 @@ def conversation(text: str, system: str | None = None) -> list[Message]:
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     return parse(Sampling, settings, "sampling")
+
+
+def _ways(**values: Any) -> Ways:
+    return parse(Ways, values, "generate")
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -242,15 +242,15 @@ def _explain(section: type[Section], error: ValidationError, place: str) -> Inpu
     first = error.errors(include_url=False)[0]
     owner: Any = section
     path = []
-    for step in first["loc"]:
+    for number, step in enumerate(first["loc"], 1):
+        if first["type"] == "extra_forbidden" and number == len(first["loc"]):  # its name may be that of a kind
+            path.append(str(step))
+            break
         members = list(_sections(owner))
         tagged = [member for member in members if step in _kinds(member)]
         if tagged:
             owner = tagged[0]
             continue
-        if isinstance(step, str) and first["type"] == "extra_forbidden" and step == first["loc"][-1]:
-            path.append(step)
-            break
         path.append(str(step))
         owner = _field_type(owner, step) if isinstance(step, str) else owner
     where = ".".join([place, *path]) if path else place

@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.errors import InputError, LlmlabError
+from llmlab.inference.batching import Batching, Request
 from llmlab.inference.constrain import Constrainer, Constraint, Grammar, JsonSchema, Regex
+from llmlab.inference.plain_step import PlainModel
 from llmlab.inference.sampling import Sampling
+from llmlab.inference.speculative import PromptLookup
 from llmlab.language_model import LanguageModel
 from llmlab.model.transformer import Architecture
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -424,6 +427,7 @@ HOSTILE = """
 import json, resource, sys, threading, time
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from llmlab.errors import LlmlabError
+from llmlab.inference.batching import Batching, Request
 from llmlab.inference.constrain import Constrainer, Constraint
 from llmlab.tokenization.train import BPE, train_tokenizer
 from pydantic import TypeAdapter
@@ -504,3 +508,32 @@ def test_a_guide_is_quick() -> None:
         assert guide.allowed().any()
     assert (time.process_time() - began) / 50 < 0.002
     assert guide.allowed().dtype == torch.bool
+
+
+# ---------------------------------------------------------------- with what else there is
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["yes", "no"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("search", ["beam", "contrastive", "best_of"])
+def test_a_search_keeps_to_the_form(search: str) -> None:
+    lm = model_of("byte_level")
+    text = lm.generate("x", search=search, constraint={"kind": "json_schema", "schema": SCHEMA}, max_new_tokens=60)
+    assert json.loads(text)["a"] in ("yes", "no")
+
+
+def test_guesses_keep_to_the_form_and_change_nothing() -> None:
+    lm = model_of("byte_level")
+    sampling = Sampling(constraint=Regex(pattern="(yes|no|maybe )+!"), max_new_tokens=80, min_new_tokens=40)
+    answers = []
+    for guesser in (None, PromptLookup(tokens=4, ngram=2)):
+        batching = Batching(PlainModel(lm.model, 70), guesser=guesser)
+        requests = [Request(lm.prompt("x"), sampling, lm.stop_ids, seed, guide=lm.guide(sampling)) for seed in range(5)]
+        answers.append([one.ids for one in batching.generate(requests)])
+        assert (guesser is None) == (batching.counts.accepted == 0)
+    assert answers[0] == answers[1]

@@ -327,7 +327,7 @@ QUESTION = Question(
         "llmlab/handbook/smollm2_ledger.py",
         "llmlab/handbook/ledger.py",
         "llmlab/handbook/live_bytes.py",
-        "llmlab/handbook/int8_cache.py",
+        "llmlab/inference/int8_cache.py",
         "llmlab/handbook/release.py",
         "llmlab/inference/cache.py",
         "llmlab/inference/pages.py",

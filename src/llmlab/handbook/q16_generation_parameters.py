@@ -370,6 +370,7 @@ QUESTION = Question(
     uses=(
         "llmlab/inference/sampling.py",
         "llmlab/inference/engine.py",
+        "llmlab/inference/beam.py",
         "llmlab/handbook/decoding_desk.py",
         "llmlab/handbook/toy_beam.py",
         "llmlab/handbook/temperatures.py",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from llmlab.handbook.int8_cache import Int8Cache
 from llmlab.handbook.ledger import (
     MIB,
     Pass,
@@ -26,6 +25,7 @@ from llmlab.handbook.question import Figures
 from llmlab.handbook.roofline import cache_bytes
 from llmlab.handbook.smollm2_shape import LLAMA_7B, SMOLLM2, VOCABULARY
 from llmlab.inference.cache import DenseCache
+from llmlab.inference.int8_cache import Int8Cache
 from llmlab.model.attention import MultiHead
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer

@@ -1,7 +1,7 @@
-"""Beam search written out, and all texts of a toy vocabulary beside it. Sums of log-probabilities, no penalty for
-length, all texts of one length: with as many beams as there are texts nothing can be lost.
+"""Beam search on a toy vocabulary, and all of its texts beside it. Sums of log-probabilities, no penalty for length,
+all texts of one length: with as many beams as there are texts nothing can be lost.
 
-B beams, T tokens, V vocabulary, L new tokens.
+B texts, T tokens, V vocabulary, L new tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from llmlab.inference.beam import Beam
+from llmlab.inference.front import DecoderFront
+from llmlab.inference.sampling import Sampling
 from llmlab.model.transformer import Transformer
 
 
@@ -23,16 +26,10 @@ def scores(model: Transformer, prompt: list[int], texts_BT: Tensor) -> Tensor:
 
 
 def beam(model: Transformer, prompt: list[int], length: int, width: int) -> tuple[list[int], float]:
-    """The best of `width` beginnings that are kept at each step (Lowerre 1976), with its log-probability."""
-    texts_BT, told_B = torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1)
-    for _ in range(length):
-        start_BT = torch.tensor([prompt]).expand(len(texts_BT), -1)
-        next_BV = model(torch.cat([start_BT, texts_BT], 1))[:, -1].log_softmax(-1)
-        all_BV = told_B[:, None] + next_BV
-        told_B, place_B = all_BV.flatten().topk(min(width, all_BV.numel()))
-        vocabulary = next_BV.shape[-1]
-        texts_BT = torch.cat([texts_BT[place_B // vocabulary], place_B[:, None] % vocabulary], 1)
-    return texts_BT[0].tolist(), float(told_B[0])
+    """The best of `width` beginnings that are kept at each step, with its log-probability."""
+    search = Beam(beams=width, length_penalty=0.0)
+    ((best, *_),) = search.find(DecoderFront(model), [prompt], Sampling(max_new_tokens=length), (), [0])
+    return best.ids, best.score
 
 
 def exhaustive(model: Transformer, prompt: list[int], length: int) -> tuple[list[int], float]:

@@ -6,12 +6,24 @@ Shapes: B rows, T new tokens, S all keys, G key/value heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmlab.errors import InputError
+from llmlab.model.attention import Cache
 from llmlab.model.places import Places
+
+
+class RowCache(Cache, Protocol):
+    """A cache whose rows may leave, change places and be doubled, for texts that grow together."""
+
+    def room(self) -> int:
+        """How many columns the next forward pass may bring."""
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Row i becomes what was row `rows[i]`, which may be named once, often or not at all."""
 
 
 class DenseCache:
@@ -30,6 +42,10 @@ class DenseCache:
         self._values: dict[int, Tensor] = {}
         self._states: dict[int, tuple[Tensor, ...]] = {}
 
+    def room(self) -> int:
+        """How many columns are free."""
+        return self.capacity - self.length
+
     def extend(self, at: Places) -> Places:
         """Make room for new tokens at these places [B, T]; the places of all keys [B, S]."""
         new = at.order.shape[1]
@@ -39,7 +55,7 @@ class DenseCache:
         if self._places is None:
             self._places = _buffers(at, self.capacity)
         held = self._places
-        for buffer, new_values in zip(_tensors(held), _tensors(at), strict=True):
+        for buffer, new_values in zip(tensors(held), tensors(at), strict=True):
             buffer[:, self.length : end] = new_values
         self._start, self.length = self.length, end
         return held[:, :end]
@@ -71,19 +87,24 @@ class DenseCache:
         self.length = min(self.length, length)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Row i becomes what was row `rows[i]`; the others are dropped. Rows that stay in place are not copied."""
+        """Row i becomes what was row `rows[i]`, which may be named once, often or not at all: rows leave, change
+        places and are doubled. Rows that stay in place are not copied, unless there are more of them than before."""
         if self._places is None:
             return
         moves = [(new, old) for new, old in enumerate(rows) if new != old]
         to, source = [new for new, _ in moves], [old for _, old in moves]
 
         def kept(buffer: Tensor) -> Tensor:
+            columns = (slice(None),) * (buffer.ndim - 3) + (slice(0, self.length),)  # nothing lies beyond
+            if len(rows) > len(buffer):
+                more = buffer.new_empty(len(rows), *buffer.shape[1:])
+                more[(slice(None), *columns)] = buffer[(list(rows), *columns)]
+                return more
             if moves:
-                columns = (slice(None),) * (buffer.ndim - 3) + (slice(0, self.length),)  # nothing lies beyond
                 buffer[(to, *columns)] = buffer[(source, *columns)]
             return buffer[: len(rows)]
 
-        self._places = Places(*map(kept, _tensors(self._places)))
+        self._places = Places(*map(kept, tensors(self._places)))
         for layer, state in self._states.items():
             self._states[layer] = tuple(part[torch.as_tensor(rows)] for part in state)
         for buffers in (self._keys, self._values):
@@ -91,14 +112,15 @@ class DenseCache:
                 buffers[layer] = kept(buffer)
 
 
-def _tensors(places: Places) -> list[Tensor]:
+def tensors(places: Places) -> list[Tensor]:
+    """Its tensors, each [B, T] or [B, T, 2], those that are there."""
     every = (places.position, places.order, places.document, places.segment)
     return [tensor for tensor in every if tensor is not None]
 
 
 def _buffers(at: Places, capacity: int) -> Places:
     """Room for `capacity` columns of places like these."""
-    return Places(*(tensor.new_empty(len(tensor), capacity, *tensor.shape[2:]) for tensor in _tensors(at)))
+    return Places(*(tensor.new_empty(len(tensor), capacity, *tensor.shape[2:]) for tensor in tensors(at)))
 
 
 class PromptCache:

@@ -119,7 +119,7 @@ class Guide:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise InputError(PLACE, _line(self._matcher.get_error()), "ask for a simpler form")
-        allowed_V = torch.from_numpy(np.unpackbits(bits, count=self._vocabulary + 1, bitorder="little")).bool()
+        allowed_V = torch.from_numpy(np.unpackbits(bits, count=self._vocabulary + 1, bitorder="little").view(np.bool_))
         allowed_V[self._stop_ids] = bool(allowed_V[-1])
         return allowed_V[:-1]
 

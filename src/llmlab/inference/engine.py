@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.answering import Answering
-from llmlab.inference.cache import PromptCache
+from llmlab.inference.cache import PromptCache, RowCache
+from llmlab.inference.caches import CacheKind, Dense
 from llmlab.inference.constrain import Guide
 from llmlab.inference.row import FinishReason, Row, draw, rows_of
 from llmlab.inference.sampling import Sampling
@@ -90,18 +91,21 @@ def generate(
     role: Role = None,
     on_token: Callable[[int, int], bool] | None = None,
     guides: Sequence[Guide] | None = None,
+    cache: CacheKind | None = None,
 ) -> list[Completion]:
     """One completion a prompt, in their order. `seeds` has one seed a prompt; `sampling.seed` is not read here, nor is
     `sampling.stop`: texts are the caller's, who may end a row by answering true from `on_token(row, id)`. Nor is
     `sampling.constraint`: one guide a prompt follows it.
 
-    The model runs without dropout and without gradients. An empty prompt, or one that leaves no room in the context
-    for an answer, is an `InputError`; logits that are not numbers, and a row that no token is left to, LlmlabErrors.
+    The model runs without dropout and without gradients. `cache` is what keys are kept in, dense where it is None; with
+    one that is endless nothing ends at the context. An empty prompt, or one that leaves no room in the context for an
+    answer, is an `InputError`, as is a cache that the model cannot go with; logits that are not numbers, and a row that
+    no token is left to, are LlmlabErrors.
     """
     ids: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     reasons: list[FinishReason] = ["length" for _ in prompts]
-    for token in _decode(model, prompts, sampling, stop_ids, seeds, role, on_token, None, guides):
+    for token in _decode(model, prompts, sampling, stop_ids, seeds, role, on_token, None, guides, cache):
         ids[token.row].append(token.id)
         logprobs[token.row].append(token.logprob)
         reasons[token.row] = token.finish_reason or "length"
@@ -117,12 +121,17 @@ def stream(
     role: Role = None,
     memory: PromptCache | None = None,
     guide: Guide | None = None,
+    cache: CacheKind | None = None,
 ) -> Generator[Token]:
     """The tokens of one completion as they come, the stop token included. Who has enough stops asking.
 
-    With a `memory`, the beginning that the prompt shares with what the memory holds is not computed again.
+    With a `memory`, the beginning that the prompt shares with what the memory holds is not computed again; it brings a
+    cache of its own, so there is no `cache` to choose.
     """
-    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory, None if guide is None else [guide])
+    if memory is not None and cache is not None:
+        raise InputError("cache", f"{cache.kind} cannot be chosen where a memory is given", "leave one of them out")
+    guides = None if guide is None else [guide]
+    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory, guides, cache)
 
 
 @torch.inference_mode()
@@ -136,6 +145,7 @@ def _decode(
     on_token: Callable[[int, int], bool] | None,
     memory: PromptCache | None,
     guides: Sequence[Guide] | None,
+    kind: CacheKind | None,
 ) -> Generator[Token]:
     if not prompts:
         return
@@ -148,12 +158,14 @@ def _decode(
     if isinstance(role, tuple) and len(role) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(role)} roles")
     device = next(model.parameters()).device
-    rows = rows_of(prompts, sampling, seeds, stop_ids, model.architecture.context, model.vocab_size, device, guides)
-    if memory is None:
-        memory = PromptCache(max(len(p) for p in prompts) + max(row.limit - row.length for row in rows))
-    cache = memory.dense
+    kind, width = kind or Dense(), max(map(len, prompts))
+    context = model.architecture.context
+    context = max(context, width + sampling.max_new_tokens) if kind.endless else context
+    rows = rows_of(prompts, sampling, seeds, stop_ids, context, model.vocab_size, device, guides)
+    columns = width + max(row.limit - row.length for row in rows)
+    cache = kind.build(columns, model.architecture) if memory is None else memory.dense
     with without_dropout(model):
-        logits_BV, at = _prefill(model, prompts, memory, device, role)
+        logits_BV, at = _prefill(model, prompts, cache, memory, role)
         while True:
             going, ids = list[int](), list[int]()
             for slot, (row, drawn) in enumerate(zip(rows, draw(rows, logits_BV), strict=True)):
@@ -177,7 +189,7 @@ def _decode(
             ids_B = torch.tensor(ids, device=device)
             at = mask.after(at)
             hidden_B1D = model.hidden(ids_B[:, None], at, cache, _role_of(rows, role))
-            if len(prompts) == 1:
+            if memory is not None:
                 memory.ids.append(ids[0])
             logits_BV = model.logits(hidden_B1D[:, -1])
 
@@ -197,22 +209,33 @@ def _answering(model: Decoder, prompts: Sequence[Sequence[int]], role: Role) -> 
 
 
 def _prefill(
-    model: Decoder, prompts: Sequence[Sequence[int]], memory: PromptCache, device: torch.device, role: Role
+    model: Decoder, prompts: Sequence[Sequence[int]], cache: RowCache, memory: PromptCache | None, role: Role
 ) -> tuple[Tensor, Places]:
-    """Run the prompts; the logits [B, V] of each one's last token, which is in the last column, and its places."""
-    sizes = [len(prompt) for prompt in prompts]
+    """Run the prompts; the logits [B, V] of each one's last token, which is in the last column, and its places. What
+    the `memory` of a single row holds of its prompt is left out."""
+    done = 0 if memory is None else memory.reuse([] if model.architecture.mask.reads_whole else prompts[0])
+    for hidden_BTD, at in read(model, prompts, cache, role, done):  # noqa: B007  the last piece is what is wanted
+        pass
+    if memory is not None:
+        memory.ids.extend(prompts[0][done:])
+    return model.logits(hidden_BTD[:, -1]), at[:, -1:]
+
+
+def read(
+    model: Decoder, prompts: Sequence[Sequence[int]], cache: RowCache, role: Role = None, done: int = 0
+) -> Iterator[tuple[Tensor, Places]]:
+    """Run left-padded prompts through the model, from column `done` on, in pieces that fit: each one's hidden states
+    [B, T, D] and places. Every prompt's last token is in the last column."""
+    sizes, device = [len(prompt) for prompt in prompts], next(model.parameters()).device
     width = max(sizes)
     mask = model.architecture.mask
-    done = memory.reuse([] if mask.reads_whole else prompts[0])  # a memory that holds something is of a single row
     ids_BT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     at = mask.prompt(Places.of_lengths(sizes, width, "left", device), sizes)
     columns = width if mask.reads_whole else max(1, min(PREFILL_COLUMNS, PREFILL_TOKENS // len(prompts)))
-    for start in range(done, width, columns):
-        piece = slice(start, start + columns)
-        hidden_BTD = model.hidden(ids_BT[:, piece], at[:, piece], memory.dense, role)
-    if len(prompts) == 1:
-        memory.ids.extend(prompts[0][done:])
-    return model.logits(hidden_BTD[:, -1]), at[:, -1:]
+    while done < width:
+        piece = slice(done, done + min(columns, cache.room()))
+        yield model.hidden(ids_BT[:, piece], at[:, piece], cache, role), at[:, piece]
+        done = piece.stop
 
 
 def _closed_up(going: Sequence[int], rows: int) -> list[int]:

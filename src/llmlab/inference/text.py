@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -27,7 +28,7 @@ class TextStream:
     def __init__(self, tokenizer: Bytes, stops: Sequence[str] = (), start: bool = False) -> None:
         self._tokenizer = tokenizer
         self._stops = _Stops(stops)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = _decoder()
         self._at_start = start
         self._held = ""  # decoded, but perhaps the beginning of a stop text, of which `_node` is the longest
         self._node = 0
@@ -49,9 +50,20 @@ class TextStream:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    def copy(self) -> TextStream:
+        """One that goes on from here by itself."""
+        other = copy.copy(self)
+        other._decoder = _decoder()
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
 def text_of(tokenizer: Bytes, ids: Iterable[int], stops: Sequence[str] = (), start: bool = False) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,21 @@ class Cache(Protocol):
         """Keep that state."""
 
 
+@runtime_checkable
+class Renumbering(Protocol):
+    """A cache that gives tokens other places as the text goes on: `extend` answers where all stand by now. It holds
+    keys before they are turned; they are turned anew in every pass."""
+
+    def renumber(self, at: Places) -> Places:
+        """Where the new tokens stand within the cache."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What the layers of one forward pass share: where the new tokens stand, what they see, and how they are told.
 
-    `mask` is bool or additive float, [B, 1 or H, T, S]; `prepared` is what the encoding made of the places.
+    `mask` is bool or additive float, [B, 1 or H, T, S]; `prepared` is what the encoding made of the places, and
+    `prepared_keys` of those of all keys, where a cache holds them unturned.
     """
 
     at: Places
@@ -52,6 +62,7 @@ class Sight:
     cache: Cache | None = None
     role: Role = None
     strict: bool = False  # whether a token may see nothing at all, not even itself
+    prepared_keys: Any = None
 
 
 class Mixer(nn.Module, ABC):
@@ -168,8 +179,11 @@ class Attention(Mixer):
         v_BGTK = self._heads(self.value(x_BTD, sight.role), self.key_heads)
         if self.key_norm is not None:
             k_BGTK = self.key_norm(k_BGTK)
-        k_BGTK = sight.position.key(k_BGTK, sight.prepared)
-        return (k_BGTK, v_BGTK) if sight.cache is None else sight.cache.update(layer, k_BGTK, v_BGTK)
+        if sight.prepared_keys is None or sight.cache is None:
+            k_BGTK = sight.position.key(k_BGTK, sight.prepared)
+            return (k_BGTK, v_BGTK) if sight.cache is None else sight.cache.update(layer, k_BGTK, v_BGTK)
+        k_BGSK, v_BGSK = sight.cache.update(layer, k_BGTK, v_BGTK)
+        return sight.position.key(k_BGSK, sight.prepared_keys), v_BGSK
 
     def attend(self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, layer: int) -> Tensor:
         """What the queries of `x_BTD` take from these keys and values, [B, T, D]."""

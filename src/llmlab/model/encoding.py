@@ -4,7 +4,8 @@ embed(x_BTD, at)                     adds to the token embeddings
 prepare(at_q, at_k)                  what the hooks below need, computed once a forward pass
 bias(prepared)                       [B or 1, H, T, S], added to the scores of every layer
 query(q_BHTK, prepared)              turns queries
-key(k_BGTK, prepared)                turns the keys of the new tokens; they are cached turned
+key(k_BGTK, prepared)                turns the keys of the new tokens; they are cached turned, unless their cache
+                                     numbers tokens anew (`turns` says that there is something to turn)
 scores(layer, q_BHTK, k_BHSK, prepared)   [B, H, T, S], added to q k^T before the scale
 values(layer, weights_BHTS, v_BHSK, prepared)   [B, H, T, K], added to what attention mixed
 """
@@ -36,6 +37,7 @@ class Shape:
 class Encoding(nn.Module):
     """No position information. A causal mask alone still tells order (Kazemnejad et al. 2023, arXiv 2305.19466)."""
 
+    turns = False  # whether `key` does anything
     content = False  # whether `scores` or `values` are used, so that attention has to show its weights
 
     def embed(self, x_BTD: Tensor, at: Places) -> Tensor:
@@ -65,6 +67,7 @@ class PositionPart(Section, ABC):
 
     kind: str
     in_attention: ClassVar[bool] = True  # whether it acts on scores, so that a recurrent net has no use for it
+    moves: ClassVar[bool] = True  # whether a token that was read can be given another place
     crosses: ClassVar[bool] = True  # whether a decoder that looks at an encoder may have it
 
     @abstractmethod

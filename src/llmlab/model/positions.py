@@ -32,6 +32,7 @@ class Sinusoidal(PositionPart):
 
     kind: Literal["sinusoidal"] = "sinusoidal"
     in_attention: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
     base: float = Field(10_000.0, gt=1, description="longest wavelength / 2 pi")
 
     def build(self, shape: Shape) -> Encoding:
@@ -56,6 +57,7 @@ class Learned(PositionPart):
 
     kind: Literal["learned"] = "learned"
     in_attention: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
     offset: int = Field(0, ge=0, description="unused rows before the first position's (RoBERTa: 2)")
 
     def build(self, shape: Shape) -> Encoding:

@@ -196,6 +196,8 @@ class Turn(NamedTuple):
 class RotaryEncoding(Encoding):
     """Turns the pair (i, i + P) by position * frequency_i, axis by axis; what lies beyond passes through."""
 
+    turns = True
+
     def __init__(self, turned: int, part: _Rotary) -> None:
         super().__init__()
         self.turned, self.part = turned, part

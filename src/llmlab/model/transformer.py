@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmlab.errors import InputError
-from llmlab.model.attention import Cache, GroupedQuery, Sight
+from llmlab.model.attention import Cache, GroupedQuery, Renumbering, Sight
 from llmlab.model.block import Block, DeepNorm, Memory, Pre, Wiring, deepnorm, norms_of
 from llmlab.model.embedding import Embedding
 from llmlab.model.encoding import Encoding, PositionPart, Shape
@@ -228,6 +228,8 @@ class Transformer(nn.Module):
         memory: Memory | None = None,
     ) -> Tensor:
         """[B, T, D] after the final norm. With an encoder, `memory` is what `encode` answered."""
+        if isinstance(cache, Renumbering):
+            at = cache.renumber(at)
         keys = at if cache is None else cache.extend(at)
         sights = self._sights(at, keys, cache, role)
         x_BTD = self._embedded(ids_BT, at)
@@ -343,4 +345,5 @@ def sight(
     prepared = position.prepare(at, keys)
     if (bias := position.bias(prepared)) is not None:
         mask = bias.masked_fill(~mask, float("-inf"))
-    return Sight(at, position, prepared, mask, cache, role, strict)
+    anew = position.prepare(keys, keys) if position.turns and isinstance(cache, Renumbering) else None
+    return Sight(at, position, prepared, mask, cache, role, strict, anew)
