@@ -261,6 +261,57 @@ def chat(
         _answer(True, {"turns": turns}, "")
 
 
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar="LLMLAB_API_KEY", help="Asked for on every route; by default a new one."),
+    ] = None,
+    no_api_key: Annotated[bool, typer.Option("--no-api-key", help="Ask for none; on loopback only.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name to answer to beside localhost; may be given again."),
+    ] = None,
+    weights: Weights = "auto",
+    device: Device = "cpu",
+    why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's clients expect it.
+
+    With --json: one object once it listens, {host, port, url, model, weights}.
+    """
+    serving = None if why else _serving()
+    if serving is None:
+        lm = _load(model, weights, device)
+        _answer(as_json, {"model": model, "why": lm.why, "explained": lm.explain()}, "\n".join(lm.explain()))
+        return
+    key = serving.key_of(host, api_key, no_api_key)
+    keys = None if key is None else serving.Keys([key])
+    bound, address = serving.bind(host, port)
+    lm, name = _load(model, weights, device), serving.name_of(model)
+    if key is not None and api_key is None:
+        print(f"API key: {key}", file=sys.stderr, flush=True)
+    told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}
+    line = f"{name} ({lm.why}) at {address.url}/v1; Ctrl-C ends it"
+    hosts = serving.hosts_of(host, allow_host or [])
+    serving.serve(lm, name, keys, bound, hosts, lambda: _answer(as_json, told, line))
+
+
+def _serving() -> Any:
+    """The module that serves, whose packages not everybody has."""
+    try:
+        from llmlab.serving import serve as serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client", "h11"):
+            raise
+        raise InputError("serve", f"needs {error.name}", "pip install 'llmlab[serving]'") from None
+    return serving
+
+
 def _load(model: str, weights: str, device: str) -> Any:
     with uncollected():
         from llmlab.language_model import load
@@ -370,8 +421,10 @@ def main() -> None:
     # when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        app(_arguments() or ["--help"], standalone_mode=False)
+        left = app(_arguments() or ["--help"], standalone_mode=False)
         sys.stdout.flush()
+        if left == 130:  # how typer answers where Ctrl-C was pressed
+            code = _fail("stopped", 130)
     except LlmlabError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -62,6 +62,16 @@ def test_round_trip_without_special_tokens(ours: Tokenizer, text: str) -> None:
     assert ours.encode_batch([text, text]) == [ids, ids]
 
 
+@pytest.mark.parametrize("text", [*CORPUS[:2], "三 <|im_end|> é\u0301 "])
+def test_a_long_text_is_encoded_as_a_short_one(ours: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """By another call of the library, which lets other threads run."""
+    short = {after: ours.encode(text, after) for after in ("start", "special", "text")}
+    monkeypatch.setattr("llmlab.tokenization.tokenizer.LONG", 0)
+    assert {after: ours.encode(text, after) for after in ("start", "special", "text")} == short
+    with pytest.raises(InputError, match="surrogate"):
+        ours.encode("a\ud800")
+
+
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_tokens_come_from_scaffold_only(ours: Tokenizer, name: str) -> None:
     id = ours.token_id(name)

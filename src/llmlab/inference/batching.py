@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmlab.errors import LlmlabError
+from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.constrain import Guide
 from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
@@ -29,14 +29,16 @@ from llmlab.runtime import threads
 
 # Tokens of one step. More make prompts no faster and let those who are answering wait longer.
 STEP_TOKENS, STEP_ROWS = 256, 64
+NO_ID = -1  # of the token that ends a request which draws nothing
 
 
 @dataclass(frozen=True)
 class Request:
     """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
-    do not. `echo`: score the prompt's ids as well.
-    `guide`: what follows `sampling.constraint`; no other request has it."""
+    do not. `echo`: score the prompt's ids as well. `draws` false: the prompt is read and nothing is answered; one
+    token of id NO_ID ends it, and bears the scores. `guide`: what follows `sampling.constraint`; no other request has
+    it."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -44,6 +46,7 @@ class Request:
     seed: int = 0
     likeliest: int | None = None
     echo: bool = False
+    draws: bool = True
     guide: Guide | None = None
 
 
@@ -106,8 +109,16 @@ class Batching:
         has ids outside the vocabulary, for biases of such ids, and for a constraint without a guide."""
         room = min(self.model.architecture.context, self.model.pages * PAGE)
         prompt, vocabulary = list(request.prompt), self.model.vocab_size
+        if not request.draws and len(prompt) > room:
+            raise InputError("prompt", f"has {len(prompt)} tokens, the context holds {room}")
         (row,) = rows_of(
-            [prompt], request.sampling, [request.seed], request.stop_ids, room, vocabulary, guides=[request.guide]
+            [prompt],
+            request.sampling,
+            [request.seed],
+            request.stop_ids,
+            room + (not request.draws),
+            vocabulary,
+            guides=[request.guide],
         )
         text = _Text(next(self._numbers), request, prompt, row)
         self._waiting.append(text)
@@ -167,14 +178,17 @@ class Batching:
             if guessed >= 0:
                 self.counts.accepted += 1
                 self._remember(text, 1)
-            tokens.append(self._token(text, drawn.get(slot) or text.row.draw(logits_1V), logits_1V))
+            if text.request.draws:
+                tokens.append(self._token(text, drawn.get(slot) or text.row.draw(logits_1V), logits_1V))
+            else:
+                tokens.append(self._read(text))
         return tokens
 
     def _drawn(self, asked: Sequence[tuple[_Text, int]], logits_RV: Tensor) -> dict[int, Drawn]:
         """The first token that each text draws now, by slot: texts of like samplings together."""
         alike = defaultdict[str, list[int]](list)
         for slot, (text, place) in enumerate(asked):
-            if place == len(text.ids) - 1:
+            if place == len(text.ids) - 1 and text.request.draws:
                 alike[text.row.sampling.alike].append(slot)
         found = dict[int, Drawn]()
         for slots in alike.values():
@@ -210,7 +224,7 @@ class Batching:
 
     def _guess(self, plan: Sequence[tuple[_Text, int]]) -> None:
         """Let the guesser go on where a token is drawn now, as far as tokens of the step and pages are left over."""
-        asked = [text for text, count in plan if text.read + count == len(text.ids)]
+        asked = [text for text, count in plan if text.read + count == len(text.ids) and text.request.draws]
         for text in asked:
             text.guess = []
         left = self.step_tokens - sum(count for _, count in plan)
@@ -275,6 +289,10 @@ class Batching:
         scored = None if wanted is None else score(logits_1V, drawn.id, wanted)
         echoed = tuple(text.scored) if len(text.ids) == first else ()
         return Token(text.number, drawn.id, drawn.logprob, drawn.finish_reason, scored, echoed)
+
+    def _read(self, text: _Text) -> Token:
+        self._finish(text)
+        return Token(text.number, NO_ID, 0.0, "length", None, tuple(text.scored))
 
     def _finish(self, text: _Text) -> None:
         self._running.remove(text)

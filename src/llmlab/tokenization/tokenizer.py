@@ -33,6 +33,10 @@ PROBES = (
     "\u9cb8\u9c7c \U0001f469\u200d\U0001f467 \ue000\x07\u2028",
 )
 
+# Characters from which on a text is encoded in a call that lets Python's other threads run: a megabyte in the plain
+# call would stop a server for a second or two.
+LONG = 10_000
+
 
 class Tokenizer:
     """Text to ids and back.
@@ -90,6 +94,9 @@ class Tokenizer:
     def encode(self, text: str, after: After = "start") -> list[int]:
         """The ids of `text`, none of them special. `after`: what the text goes on from."""
         try:
+            if len(text) > LONG:
+                (found,) = self._content(after).encode_batch_fast([text], add_special_tokens=False)
+                return list(found.ids)
             return list(self._content(after).encode(text, add_special_tokens=False).ids)
         except TypeError:
             raise _surrogate(text) from None
