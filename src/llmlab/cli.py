@@ -42,6 +42,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Speculate = Annotated[
+    str | None,
+    typer.Option("--speculate", help="Guess to save steps: lookup, or '{kind: draft, model: smollm2, weights: int4}'."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
@@ -221,6 +225,7 @@ def generate(
     cache: Annotated[
         str | None, typer.Option("--cache", help="dense, int8, rolling, or '{kind: rolling, window: 1024}'.")
     ] = None,
+    speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming; what is searched for comes at the end."""
@@ -231,7 +236,7 @@ def generate(
     chosen = [f"{name}={value}" for name, value in (("search", search), ("cache", cache)) if value is not None]
     ways = parse(Ways, override(Ways, {}, chosen), "generate")
     text = prompt if prompt is not None else _standard_input()
-    lm = _load(model, weights, device)
+    lm = _load(model, weights, device, speculate)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     _notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
@@ -246,6 +251,7 @@ def chat(
     weights: Weights = "auto",
     device: Device = "cpu",
     sampling: Any = None,
+    speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model.
@@ -254,7 +260,7 @@ def chat(
     """
     from llmlab.talk import talk
 
-    lm = _load(model, weights, device)
+    lm = _load(model, weights, device, speculate)
     _notice(lm.why)
     turns = talk(lm, sampling, system, quiet=as_json)
     if as_json:
@@ -277,6 +283,7 @@ def serve(
     ] = None,
     weights: Weights = "auto",
     device: Device = "cpu",
+    speculate: Speculate = None,
     why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -292,7 +299,7 @@ def serve(
     key = serving.key_of(host, api_key, no_api_key)
     keys = None if key is None else serving.Keys([key])
     bound, address = serving.bind(host, port)
-    lm, name = _load(model, weights, device), serving.name_of(model)
+    lm, name = _load(model, weights, device, speculate), serving.name_of(model)
     if key is not None and api_key is None:
         print(f"API key: {key}", file=sys.stderr, flush=True)
     told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}
@@ -312,11 +319,18 @@ def _serving() -> Any:
     return serving
 
 
-def _load(model: str, weights: str, device: str) -> Any:
+def _load(model: str, weights: str, device: str, speculate: str | None = None) -> Any:
     with uncollected():
-        from llmlab.language_model import load
+        from llmlab.language_model import Speculating, load
+        from llmlab.recipe import override, parse
 
-        return load(model, weights, device)
+        guessing = None
+        if speculate is not None:  # read before the model, which takes longer
+            guessing = parse(Speculating, override(Speculating, {}, [f"speculate={speculate}"]), "generate").speculate
+        lm = load(model, weights, device)
+        if guessing is not None:
+            lm.speculate(guessing)
+        return lm
 
 
 def _notice(text: str) -> None:

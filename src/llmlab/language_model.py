@@ -140,8 +140,10 @@ class Ways(Section):
     cache: CacheKind | None = Field(None, description="what keys and values are kept in")
 
 
-class _Speculating(Section):
-    speculate: Speculation
+class Speculating(Section):
+    """Where guesses come from that save steps."""
+
+    speculate: Speculation = Field(description="where guesses at the next tokens come from")
 
 
 class LanguageModel:
@@ -174,7 +176,7 @@ class LanguageModel:
         """From now on let guesses save steps (a kind of `inference.speculative`, as a section, a mapping or a name);
         they change no byte of what the native step says. Errors: InputError for a model that makes one text at a time,
         and for a draft model of another vocabulary."""
-        chosen = parse(_Speculating, {"speculate": how}, "generate").speculate
+        chosen = parse(Speculating, {"speculate": how}, "generate").speculate
         if self.batching is None:
             problem = f"cannot go with a model of which {unpaged(self.model)}"
             raise InputError("speculate", problem, "leave it out")
