@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,15 @@ def whole_tiles() -> Bundle:
 
 
 only_native = pytest.mark.skipif(native.missing() is not None, reason=f"plain path only: {native.missing()}")
+
+
+def test_a_model_opens_without_what_only_training_and_measuring_need(folder: Path) -> None:
+    code = "import sys, llmlab; llmlab.load(sys.argv[1], 'auto'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert {"torch", "llmlab.inference.batching"} <= loaded
+    apart = ("llmlab.adapters.lora", "llmlab.stages", "llmlab.compression", "llmlab.evaluation", "llmlab.data", "rich")
+    assert not loaded & set(apart)
 
 
 @only_native
