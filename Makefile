@@ -22,7 +22,7 @@ bench: .venv-bench/ready  ## each claim against its peer, in one run
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable .
+	$(PIP) --editable '.[serving]'
 	touch $@
 
 .venv/dev: .venv/base

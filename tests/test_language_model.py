@@ -484,3 +484,37 @@ def test_smollm2_knows_a_capital_and_a_chat(smollm2: Path) -> None:
     lm = llmlab.load(smollm2)
     assert "Paris" in lm.generate("The capital of France is", temperature=0, max_new_tokens=6)
     assert "Paris" in lm.chat([{"role": "user", "content": "What is the capital of France?"}], temperature=0)
+
+
+# ---------------------------------------------------------------- guesses
+
+
+def test_guesses_change_no_text_and_go_with_what_makes_one(folder: Path) -> None:
+    """On the plain path, which has no pages until somebody needs them."""
+    plain, guessed = llmlab.load(folder), llmlab.load(folder)
+    for how in ("lookup", {"kind": "draft", "model": str(folder), "weights": "fp32", "tokens": 3}):
+        guessed.speculate(how)
+        settings = {"max_new_tokens": 30, "temperature": 0.7, "seed": 4}
+        assert guessed.generate("hello hello", **settings) == plain.generate("hello hello", **settings)
+        assert guessed.batching is not None
+        assert guessed.batching.counts.steps > 0
+        assert guessed.batching.counts.accepted > 0 or how == "lookup"
+    with pytest.raises(InputError, match="speculate: cannot go with search beam"):
+        guessed.generate("hello", search="beam")
+    with pytest.raises(InputError, match="speculate: cannot go with cache int8"):
+        guessed.generate("hello", cache="int8")
+
+
+def test_a_draft_of_other_tokens_is_refused(folder: Path, smollm2: Path) -> None:
+    with pytest.raises(InputError, match="reads and writes other tokens"):
+        llmlab.load(folder).speculate({"kind": "draft", "model": str(smollm2)})
+
+
+def test_guesses_need_keys(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(BPE(vocab_size=260), iter(["hello there"]))
+    model = parse(Architecture, {"layers": 1, "dim": 16, "attention": "lstm", "position": "none"}).build(260)
+    save_model(tmp_path / "lstm", model, tokenizer)
+    lm = llmlab.load(tmp_path / "lstm")
+    assert lm.batching is None
+    with pytest.raises(InputError, match="lstm keeps a state and no keys"):
+        lm.speculate("lookup")
