@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import require_continuing, stream
 from llmlab.inference.front import DecoderFront, Front, TimedFront
+from llmlab.inference.paged_front import PagedFront
 from llmlab.inference.pages import PAGE
 from llmlab.inference.plain_step import PlainModel, unpaged
 from llmlab.inference.row import FinishReason
@@ -342,7 +344,17 @@ class LanguageModel:
         if ways.search is None:
             raise InputError("search", "is missing", "beam, contrastive or best_of")
         self._alone(ways)
-        return self._found(self.prompt(prompt), _sampling(settings), ways.search, DecoderFront(self.model, ways.cache))
+        with self._front(ways.search, ways.cache) as front:
+            return self._found(self.prompt(prompt), _sampling(settings), ways.search, front)
+
+    @contextmanager
+    def _front(self, search: Search, cache: CacheKind | None) -> Iterator[Front]:
+        """What a search asks: the native step, where it makes texts and can tell what is wanted."""
+        if self._native is None or cache is not None or search.states:
+            yield DecoderFront(self.model, cache)
+            return
+        with PagedFront(self._native.model, self._native.pages).held() as front:
+            yield front
 
     def _found(self, ids: Sequence[int], sampling: Sampling, search: Search, front: Front) -> list[Found]:
         guide = self.guide(sampling)
@@ -421,9 +433,10 @@ class LanguageModel:
         cache: CacheKind | None,
         on_text: Callable[[str], object] | None,
     ) -> dict[str, Any]:
-        front, began = TimedFront(DecoderFront(self.model, cache)), time.perf_counter()
-        best = self._found(ids, sampling, search, front)[0]
-        seconds = time.perf_counter() - began
+        with self._front(search, cache) as untimed:
+            front, began = TimedFront(untimed), time.perf_counter()
+            best = self._found(ids, sampling, search, front)[0]
+            seconds = time.perf_counter() - began
         if on_text is not None:
             on_text(best.text)
         return {
@@ -434,7 +447,7 @@ class LanguageModel:
             "prefill_tokens": len(ids),
             "prefill_tokens_per_second": _rate(len(ids), front.start_seconds),
             "finish_reason": best.finish_reason,
-            "weights": self._plainly,
+            "weights": self.why if isinstance(untimed, PagedFront) else self._plainly,
         }
 
 

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from llmlab.errors import InputError
 from llmlab.inference import native
 from llmlab.inference.batching import Batching, Request
+from llmlab.inference.beam import Beam
 from llmlab.inference.engine import Completion
 from llmlab.inference.fast import FastModel, quickened, unfit
 from llmlab.inference.packing import BITS, KINDS, Kind, loses, pack, pack_together, unpacked
+from llmlab.inference.paged_front import PagedFront
 from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, key_of, process
 from llmlab.inference.speculative import Draft, Guesser, PromptLookup
@@ -365,7 +367,7 @@ def alone() -> Callable[[Kind], list[Completion]]:
         want: list[Completion] = []
         for prompt, sampling, seed in _requests(0, 200):
             # a pool of its own each time would be the same with less work: nothing known, nobody beside it
-            batching._pages = Pages(400)
+            batching.pages = Pages(400)
             want += batching.generate([Request(prompt, sampling, [11], seed)])
         return want
 
@@ -428,7 +430,7 @@ def test_right_guesses_save_steps(name: str) -> None:
         assert quick.counts.steps == 12  # five tokens a step
     assert quick.counts.steps == 60 - quick.counts.accepted
     assert quick.counts.accepted > 10
-    assert quick._pages.free == 40
+    assert quick.pages.free == 40
     assert not isinstance(guesser, Draft) or guesser._pages.free == 20
 
 
@@ -469,7 +471,7 @@ def test_who_stops_listening_frees_the_place() -> None:
     next(stream)
     stream.close()
     assert not batching.busy
-    assert batching._pages.free == 20
+    assert batching.pages.free == 20
     assert batching.counts.cancelled == 1
 
 
@@ -489,3 +491,20 @@ def test_an_answer_is_read_again_by_nobody() -> None:
 def test_impossible_prompts_are_refused(prompt: list[int], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Batching(FastModel(tiny(), "int8", 20)).submit(Request(prompt, Sampling()))
+
+
+@only_native
+@each_kind
+def test_beams_are_searched_over_the_very_logits_of_each_text(kind: Kind) -> None:
+    """The score of a text is the sum of what the step says of the whole of it, alone, to the last bit."""
+    fast, pages = FastModel(tiny(initial_std=0.3), kind, 80, threads=2), Pages(80)
+    prompt = torch.randint(0, VOCABULARY, (27,), generator=generator(4, "ids")).tolist()
+    with PagedFront(fast, pages).held() as front:
+        (found,) = Beam(beams=5, length_penalty=0.0).find(front, [prompt], Sampling(max_new_tokens=20), [], [0])
+    assert pages.free == 80
+    assert len({tuple(one.ids) for one in found}) == 5
+    for one in found:
+        ids = [*prompt, *one.ids]
+        logprobs = fast._rows(*rows(fast, ids), ask=range(26, len(ids) - 1)).log_softmax(-1)
+        told = [float(logprobs[at, id]) for at, id in enumerate(one.ids)]
+        assert one.score == sum(told)

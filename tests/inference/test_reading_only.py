@@ -33,7 +33,7 @@ def test_a_prompt_that_is_only_read_is_scored_as_one_that_is_answered(size: int)
     fresh = batching()
     (token,) = fresh.stream(Request(ids, Sampling(), echo=True, likeliest=2, draws=False))
     assert (token.id, token.finish_reason, len(token.prompt)) == (NO_ID, "length", size - 1)
-    assert (fresh.busy, fresh._pages.free) == (False, 9)
+    assert (fresh.busy, fresh.pages.free) == (False, 9)
     if size < CONTEXT:
         first = next(batching().stream(Request(ids, Sampling(), echo=True, likeliest=2)))
         assert first.prompt == token.prompt

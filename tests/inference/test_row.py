@@ -123,6 +123,9 @@ class Slow:
     def clear(self, page: int) -> None:
         """Nothing is kept on pages."""
 
+    def copy(self, source: int, target: int) -> None:
+        """Nor here."""
+
 
 def tiny(vocabulary: int = VOCABULARY) -> Transformer:
     sizes = {"layers": 2, "dim": 32, "context": CONTEXT, "initial_std": 0.3}
@@ -231,7 +234,7 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(temperature: float) -
     assert "not a number" in last.error
     (alone,) = Batching(Slow(model)).generate([Request([1, 2], sampling)])
     assert [token.id for token in tokens if token.row == well] == alone.ids
-    assert batching._pages.free == 40
+    assert batching.pages.free == 40
     with pytest.raises(LlmlabError, match="not a number"):
         batching.generate([Request([1, 2], sampling), Request([1, 12], sampling)])
     assert not batching.busy

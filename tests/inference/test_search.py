@@ -22,6 +22,9 @@ from llmlab.inference.contrastive import Contrastive
 from llmlab.inference.engine import generate
 from llmlab.inference.front import DecoderFront
 from llmlab.inference.hypothesis import Hypothesis, SearchPart
+from llmlab.inference.paged_front import PagedFront
+from llmlab.inference.pages import Pages
+from llmlab.inference.plain_step import PlainModel
 from llmlab.inference.rules import Rules
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.search import Search
@@ -501,3 +504,39 @@ def test_a_stop_token_may_come_when_enough_was_said() -> None:
     for said in range(4):
         assert bool(rules.process(torch.zeros(1, 3))[0, 0].isinf()) == (said < 2)
         rules.advance([1], [0])
+
+
+# ---------------------------------------------------------------- texts in pages
+
+
+@pytest.mark.parametrize(
+    "search", [Beam(beams=4), Beam(beams=4, groups=2, diversity_penalty=0.7), BestOf(n=5)], ids=str
+)
+def test_texts_in_pages_are_searched_as_in_rows(search: SearchPart) -> None:
+    """Forks in the middle of a page and at its edge, prompts of several pages, in a pool that others hold pages of."""
+    model, pages = tiny(), Pages(60)
+    taken = [pages.take() for _ in range(5)]
+    prompts = [[1, 2, 3], [4, 5] * 8, [7] * 15, list(range(30))]
+    sampling = Sampling(max_new_tokens=NEW, repetition_penalty=1.2)
+    want = search.find(DecoderFront(model), prompts, sampling, [9], [0, 1, 2, 3])
+    for _ in range(2):  # the second time on pages that were used
+        with PagedFront(PlainModel(model, 60), pages).held() as front:
+            got = search.find(front, prompts, sampling, [9], [0, 1, 2, 3])
+        for these, those in zip(got, want, strict=True):
+            assert [one.ids for one in these] == [one.ids for one in those]
+            assert [one.score for one in these] == pytest.approx([one.score for one in those], abs=1e-4)
+        assert pages.free == 60 - len(taken)
+
+
+def test_a_search_that_finds_no_room_says_so_and_gives_all_back() -> None:
+    pages = Pages(6)
+    with (
+        pytest.raises(LlmlabError, match="more texts at once than 96 tokens"),
+        PagedFront(PlainModel(tiny(), 6), pages).held() as front,
+    ):
+        BestOf(n=40).find(front, [[1, 2, 3]], Sampling(max_new_tokens=NEW), [], [0])
+    assert pages.free == 6
+
+
+def test_a_search_of_states_needs_a_front_that_tells_them() -> None:
+    assert [search.kind for search in SEARCHES if search.states] == ["contrastive"]

@@ -91,7 +91,7 @@ def test_a_client_that_leaves_frees_its_place(narrow: Running, when: str, stream
             assert one.result().json()["usage"]["completion_tokens"] == 60
     until(lambda: not batching.busy)
     assert batching.counts.cancelled == 3
-    assert batching._pages.free == batching.model.pages
+    assert batching.pages.free == batching.model.pages
     gone = [
         line for line in narrow.http.get("/metrics").text.splitlines() if line.startswith("llmlab_clients_gone_total")
     ]

@@ -95,7 +95,7 @@ class Batching:
     ) -> None:
         self.model, self.step_tokens, self.step_rows, self.guesser = model, step_tokens, step_rows, guesser
         self.counts = Counts()
-        self._pages = Pages(model.pages)
+        self.pages = Pages(model.pages)
         self._running: list[_Text] = []
         self._waiting: list[_Text] = []
         self._numbers = itertools.count()
@@ -210,7 +210,7 @@ class Batching:
             text = self._waiting[0]
             # What is echoed must be computed here and now.
             alone = text.request.echo and len(text.scored) < len(text.request.prompt) - 1
-            text.pages = [] if alone else self._pages.share(text.ids)
+            text.pages = [] if alone else self.pages.share(text.ids)
             text.read = len(text.pages) * PAGE
             count = min(left, len(text.ids) - text.read)
             if not self._grow(text, count):
@@ -256,7 +256,7 @@ class Batching:
 
     def _grow(self, text: _Text, count: int) -> bool:
         while len(text.pages) * PAGE < text.read + count:
-            page = self._pages.take()
+            page = self.pages.take()
             if page is None:
                 return False
             self.model.clear(page)
@@ -264,7 +264,7 @@ class Batching:
         return True
 
     def _release(self, text: _Text) -> None:
-        self._pages.give_back(text.pages)
+        self.pages.give_back(text.pages)
         text.pages, text.read, text.guess = [], 0, []
         if self.guesser is not None:
             self.guesser.forget(text.number)
@@ -274,7 +274,7 @@ class Batching:
         first, text.read = text.read // PAGE, text.read + count
         for at in range(first, text.read // PAGE):
             before = text.pages[at - 1] if at else None
-            self._pages.name(text.pages[at], before, text.ids[at * PAGE : (at + 1) * PAGE])
+            self.pages.name(text.pages[at], before, text.ids[at * PAGE : (at + 1) * PAGE])
 
     # ------------------------------------------------------------ the next token
 

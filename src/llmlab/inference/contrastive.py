@@ -6,7 +6,7 @@ B texts, C candidates of all texts, K candidates of one, S tokens so far, V voca
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class Contrastive(SearchPart):
     A text's score is the mean of these over its tokens.
     """
 
+    states: ClassVar[bool] = True
     kind: Literal["contrastive"] = "contrastive"
     penalty_alpha: float = Field(0.6, ge=0, le=1, description="weight of unlikeness; 0 is greedy")
     top_k: int = Field(4, gt=0, le=4096, description="tokens to choose from")

@@ -233,6 +233,10 @@ class FastModel:
         """Zeros on a page."""
         self._keys[page], self._values[page] = 0, 0
 
+    def copy(self, source: int, target: int) -> None:
+        """One page as another."""
+        self._keys[target], self._values[target] = self._keys[source], self._values[source]
+
     def _rows(self, ids: Sequence[int], places: Sequence[int], tables: NDArray[np.int32], ask: Sequence[int]) -> Tensor:
         """Row i is token ids[i] at places[i] of the text whose pages are tables[i] ([M, pages of the longest])."""
         logits = torch.empty(len(ask), self.vocab_size)

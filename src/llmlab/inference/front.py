@@ -20,6 +20,7 @@ from llmlab.inference.answering import Answering
 from llmlab.inference.cache import RowCache
 from llmlab.inference.caches import CacheKind, Dense
 from llmlab.inference.engine import Decoder, read, require_continuing, without_dropout
+from llmlab.inference.row import room_left
 from llmlab.model.linear import Role
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
@@ -64,16 +65,10 @@ class DecoderFront:
         return [[Answering.start_id(a)] if a.encoder_layers else list(prompt) for prompt in prompts]
 
     def limits(self, texts: Sequence[Sequence[int]], new: int) -> list[int]:
-        context, limits = self._model.architecture.context, []
-        for number, text in enumerate(texts, 1):
-            place = "prompt" if len(texts) == 1 else f"prompt {number}"
-            if not text:
-                raise InputError(place, "is empty", "give at least one token to go on from")
-            if len(text) >= context and not self._kind.endless:
-                problem = f"has {len(text)} tokens, which leaves no room for an answer in the context of {context}"
-                raise InputError(place, problem, f"shorten it to {context - 1} tokens or fewer")
-            limits.append(new if self._kind.endless else min(new, context - len(text)))
-        return limits
+        context = self._model.architecture.context
+        if self._kind.endless:
+            context = max(context, new + max(map(len, texts)))
+        return [min(new, left) for left in room_left(texts, context)]
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], new: int) -> Seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmlab.errors import InputError
 from llmlab.inference.constrain import Guide
@@ -27,6 +27,8 @@ class Hypothesis:
 
 class SearchPart(Section, ABC):
     """The settings of a search. What it cannot go with is refused by name."""
+
+    states: ClassVar[bool] = False  # whether it looks at hidden states, so that the front must tell them
 
     @abstractmethod
     def check(self, sampling: Sampling) -> None:

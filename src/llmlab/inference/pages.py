@@ -41,10 +41,14 @@ class Pages:
                 break
             found.append(page)
             serial = self._serials[page]
-        for page in found:
+        return self.use(found)
+
+    def use(self, pages: Sequence[int]) -> list[int]:
+        """These pages, now used once more."""
+        for page in pages:
             self._users[page] += 1
             self._idle.pop(page, None)
-        return found
+        return list(pages)
 
     def take(self) -> int | None:
         """A page to write on, None where all are in use. What it held is forgotten."""

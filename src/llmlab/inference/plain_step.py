@@ -85,6 +85,13 @@ class PlainModel:
             for pool in (keys, values):
                 pool[page * PAGE : (page + 1) * PAGE] = 0
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int) -> None:
+        """One page as another."""
+        for keys, values in self._pools.values():
+            for pool in (keys, values):
+                pool[target * PAGE : (target + 1) * PAGE] = pool[source * PAGE : (source + 1) * PAGE]
+
     def _hidden(self, pieces: Sequence[Piece]) -> Tensor:
         """[B, T, D] of pieces of one length."""
         device = self.model.embedding.weight.device

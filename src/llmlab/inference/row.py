@@ -164,15 +164,10 @@ def rows_of(
     if sampling.constraint is not None and None in guides:
         hint = "Constrainer(tokenizer).guide(constraint, stop_ids) makes one; LanguageModel does it by itself"
         raise InputError("sampling.constraint", "needs a guide, for which ids alone do not suffice", hint)
+    room_left(prompts, context)
     rows, stops = [], frozenset(stop_ids)
     for index, (prompt, seed, guide) in enumerate(zip(prompts, seeds, guides, strict=True)):
-        place = "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-        size = len(prompt)
-        if not size:
-            raise InputError(place, "is empty", "give at least one token to go on from")
-        if size >= context:
-            problem = f"has {size} tokens, which leaves no room for an answer in the context of {context}"
-            raise InputError(place, problem, f"shorten it to {context - 1} tokens or fewer")
+        place, size = _place(prompts, index), len(prompt)
         outside = next((id for id in (min(prompt), max(prompt)) if not 0 <= id < vocabulary), None)
         if outside is not None:
             raise InputError(place, f"{outside} is outside the vocabulary of {vocabulary}")
@@ -180,6 +175,22 @@ def rows_of(
         history = History(sampling, prompt, vocabulary, device or torch.device("cpu"))
         rows.append(Row(index, sampling, stops, key_of(seed), size, limit, least, history, guide))
     return rows
+
+
+def room_left(prompts: Sequence[Sequence[int]], context: int) -> list[int]:
+    """How many tokens may follow each prompt. Errors: InputError for one that is empty or leaves no room."""
+    for index, prompt in enumerate(prompts):
+        size = len(prompt)
+        if not size:
+            raise InputError(_place(prompts, index), "is empty", "give at least one token to go on from")
+        if size >= context:
+            problem = f"has {size} tokens, which leaves no room for an answer in the context of {context}"
+            raise InputError(_place(prompts, index), problem, f"shorten it to {context - 1} tokens or fewer")
+    return [context - len(prompt) for prompt in prompts]
+
+
+def _place(prompts: Sequence[Sequence[int]], index: int) -> str:
+    return "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
 
 
 def processed(rows: Sequence[Row], logits_BV: Tensor) -> tuple[Tensor, dict[int, str]]:

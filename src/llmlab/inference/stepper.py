@@ -40,3 +40,6 @@ class Stepper(Protocol):
     def clear(self, page: int) -> None:
         """Zeros on a page that a text begins to write on: a key that is not seen still has weight 0 times its value,
         and an earlier text may have left what is no number."""
+
+    def copy(self, source: int, target: int) -> None:
+        """What lies on one page, on another: a text that forks in the middle of a page."""
