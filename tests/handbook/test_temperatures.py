@@ -36,15 +36,18 @@ def test_the_best_of_all_texts_that_end_is_found_and_never_grows_shorter(toy):
     prompt, length, stop, penalties = [1, 2, 0], 3, 3, (-1.0, 0.0, 1.0, 3.0)
     best = exhaustive_to_stop(toy, prompt, length, stop, penalties)
     for penalty, (ids, value) in zip(penalties, best, strict=True):
-        assert (ids[-1] == stop or len(ids) == length) and stop not in ids[:-1]
+        assert ids[-1] == stop or len(ids) == length
+        assert stop not in ids[:-1]
         told = float(scores(toy, prompt, torch.tensor([ids]))) / len(ids) ** penalty
         assert told == pytest.approx(value, abs=1e-5)
         found, score = beam_to_stop(toy, prompt, length, 4**length, stop, penalty)
         assert (found, score) == (ids, pytest.approx(value, abs=1e-5))
     sizes = [len(ids) for ids, _ in best]
-    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
 
 
+@torch.no_grad()
 def test_a_search_that_is_broken_would_be_seen(monkeypatch):
     """Long texts punished where they should be favoured; groups that do not hear one another."""
     question = load(16)
@@ -56,7 +59,8 @@ def test_a_search_that_is_broken_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(search._Group, "_end", punished)
     penalised = desk._penalised(0)
-    assert penalised["penalised_differs"] > 0 and penalised["length_falls"] > 0
+    assert penalised["penalised_differs"] > 0
+    assert penalised["length_falls"] > 0
     monkeypatch.setattr(search._Group, "_end", end)
     monkeypatch.setattr(search._Group, "_nexts", lambda self, before, best, said: nexts(self, before, best, {}))
     assert desk._searches(desk.Desk(0))["apart_most_penalised"] < 1
