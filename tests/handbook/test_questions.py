@@ -485,8 +485,11 @@ def test_the_written_out_blocks_are_those_of_transformers() -> None:
 
 
 def test_the_sampler_question_scores_what_the_handbook_omits() -> None:
-    assert set(decoding_desk.OMITTED) == {"top_k", "top_p", "repetition_penalty"}
-    assert measured(16)["parameters_tried"] == 5
+    """Each setting of sampling and of searches; apart: what the handbook has, a form, and stops and seeds by name."""
+    apart = {"temperature", "max_new_tokens", "min_new_tokens", "stop", "seed", "constraint"}
+    assert set(decoding_desk.OMITTED) == set(sampling.Sampling.model_fields) - apart | {"total length", "stop texts"}
+    assert set(decoding_desk.SEARCHES) == {"beams", "groups", "length_penalty", "early_stopping", "contrastive"}
+    assert measured(16)["parameters_tried"] == 18
 
 
 # ---------------------------------------------------------------- texts

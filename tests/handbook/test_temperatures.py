@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from llmlab.handbook import addition, temperatures
-from llmlab.handbook.toy_beam import beam, exhaustive, scores
+from llmlab.handbook import decoding_desk as desk
+from llmlab.handbook.question import Verdict, load
+from llmlab.handbook.toy_beam import beam, beam_to_stop, exhaustive, exhaustive_to_stop, scores
+from llmlab.inference import beam as search
 from llmlab.inference.sampling import Sampling
 from llmlab.model.attention import MultiHead
 from llmlab.model.transformer import Architecture
@@ -27,6 +30,42 @@ def test_more_beams_never_find_less_and_all_find_the_best(toy):
     for text, told in found:
         assert told == pytest.approx(float(scores(toy, prompt, torch.tensor([text]))), abs=1e-5)
         assert told <= value + 1e-5
+
+
+def test_the_best_of_all_texts_that_end_is_found_and_never_grows_shorter(toy):
+    prompt, length, stop, penalties = [1, 2, 0], 3, 3, (-1.0, 0.0, 1.0, 3.0)
+    best = exhaustive_to_stop(toy, prompt, length, stop, penalties)
+    for penalty, (ids, value) in zip(penalties, best, strict=True):
+        assert ids[-1] == stop or len(ids) == length
+        assert stop not in ids[:-1]
+        told = float(scores(toy, prompt, torch.tensor([ids]))) / len(ids) ** penalty
+        assert told == pytest.approx(value, abs=1e-5)
+        found, score = beam_to_stop(toy, prompt, length, 4**length, stop, penalty)
+        assert (found, score) == (ids, pytest.approx(value, abs=1e-5))
+    sizes = [len(ids) for ids, _ in best]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+@torch.no_grad()
+def test_a_search_that_is_broken_would_be_seen(monkeypatch):
+    """Long texts punished where they should be favoured; groups that do not hear one another."""
+    question = load(16)
+    (claim,) = (claim for claim in question.claims if claim.name == "searches")
+    end, nexts = search._Group._end, search._Group._nexts
+
+    def punished(self, one, reason):
+        end(self, one._replace(score=one.score * self.length ** (2 * self.search.length_penalty)), reason)
+
+    monkeypatch.setattr(search._Group, "_end", punished)
+    penalised = desk._penalised(0)
+    assert penalised["penalised_differs"] > 0
+    assert penalised["length_falls"] > 0
+    monkeypatch.setattr(search._Group, "_end", end)
+    monkeypatch.setattr(search._Group, "_nexts", lambda self, before, best, said: nexts(self, before, best, {}))
+    assert desk._searches(desk.Desk(0))["apart_most_penalised"] < 1
+    broken = desk._penalised(0) | desk._searches(desk.Desk(0))
+    assert claim.judged(broken) is Verdict.NOT_REPRODUCED
 
 
 def test_scores_of_all_texts_sum_to_one(toy):

@@ -1,105 +1,17 @@
 """Question 16: setting the generation parameters. What is said of temperature, length and algorithms holds; the list is
 short, and the best temperature is the task's."""
 
-from collections.abc import Mapping
-
-from llmlab.evaluation import statistics
 from llmlab.handbook import decoding_desk as desk
-from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
-from llmlab.handbook.raced import Told
+from llmlab.handbook.decoding_figures import evidence, raced, tables
+from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
 from llmlab.stages import Session
 
 ROUNDING = 1e-4  # of float32 logits and log-probabilities
 CHANCE = 0.01  # the p-value below which a sampler does not draw from its distribution
-TRIED = ("T = 0", "T = 0.25", "T = 0.5", "T = 0.8", "T = 1", "T = 1.5", "T = 2", "top-k = 20", "top-p = 0.9")
 
 
 def figures(session: Session) -> Figures:
     return desk.identities(session.seed)
-
-
-def raced(told: Mapping[str, Told]) -> Figures:
-    race = told["temperatures"]
-    out = {f"exact {name}": race.mean("sums", f"exact {name}") for name in TRIED}
-    for mark in ("words", "distinct", "divergence"):
-        out |= {f"{mark} {name}": race.mean("stories", f"{mark} {name}") for name in (*TRIED, "human")}
-
-    def bounds(figure: str, arm: str, mark: str, a: str, b: str) -> Figures:
-        return race.bounds(figure, arm, arm, f"{mark} {a}", f"{mark} {b}")
-
-    warm = [race.values("stories", f"divergence T = {t}") for t in ("0.8", "1")]
-    best = [min(pair) for pair in zip(*warm, strict=True)]
-    for figure, name in (("cold_story", "T = 0.5"), ("hot_story", "T = 1.5")):
-        other = race.values("stories", f"divergence {name}")
-        found = statistics.mean([a - b for a, b in zip(other, best, strict=True)])
-        out |= {figure: found.value, f"{figure}_lower": found.low}
-    return {
-        **out,
-        **bounds("greedy_sums", "sums", "exact", "T = 0", "T = 1"),
-        **bounds("diversity", "stories", "distinct", "T = 1", "T = 0.25"),
-        **bounds("quality", "stories", "words", "T = 0.25", "T = 1.5"),
-        **bounds("top_p", "stories", "words", "top-p = 0.9", "T = 1"),
-    }
-
-
-def evidence(f: Mapping[str, float]) -> Text:
-    acting, all_texts = f["parameters_tried"] - f["silent_parameters"], desk.TOY**desk.TOY_LENGTH
-    cold, hot = desk.TEMPERATURES[0], desk.TEMPERATURES[-1]
-    told = Text(
-        f"From T = {cold:g} to {hot:g} entropy rises at every step, from {f['entropy_coldest']:.2f} to "
-        f"{f['entropy_hottest']:.2f} nats, and top-p = {desk.NUCLEUS:g} keeps {f['top_p_growth']:.1f} times as many "
-        f"tokens, top-k {f['top_k_growth']:.0f} times; temperature changes {f['top_k_1_differs']:.0f} greedy texts. "
-        f"Length limits are broken {f['limits_broken']:.0f} times. Of {f['parameters_tried']:.0f} parameters the "
-        f"handbook leaves out, {acting:.0f} change the text. Of {desk.TOY_PROMPTS} prompts of a toy vocabulary greedy "
-        f"misses the likeliest text {f['greedy_misses']:.0f} times, two beams {f['beam_2_misses']:.0f} times, as many "
-        f"beams as there are texts ({all_texts}) {f['beam_all_differs']:.0f} times.",
-        f"温度由 {cold:g} 升到 {hot:g}，熵逐级上升，从 {f['entropy_coldest']:.2f} 增至 {f['entropy_hottest']:.2f} 奈特"
-        f"；top-p = {desk.NUCLEUS:g} 留下的词元增至 {f['top_p_growth']:.1f} 倍，top-k 则为 {f['top_k_growth']:.0f} 倍"
-        f"；因温度改变的贪心文本有 {f['top_k_1_differs']:.0f} 条。违反长度限制 {f['limits_broken']:.0f} 次。手册未列而"
-        f"在此试过的 {f['parameters_tried']:.0f} 个参数中，有 {acting:.0f} 个会改变文本。小词表上 {desk.TOY_PROMPTS} "
-        f"个提示：贪心有 {f['greedy_misses']:.0f} 次错过最可能的文本，束宽 2 有 {f['beam_2_misses']:.0f} 次，束宽取全"
-        f"部 {all_texts} 条文本时 {f['beam_all_differs']:.0f} 次。",
-    )
-    if "exact T = 0" not in f:
-        return told
-    sums = max(TRIED, key=lambda name: f[f"exact {name}"])
-    story = min(TRIED, key=lambda name: f[f"divergence {name}"])
-    return Text(
-        f"{told.en} Of models trained here, the one that adds is best at {sums} ({f[f'exact {sums}']:.0%} of sums of 8 "
-        f"digits right to the last, at T = 1 {f['exact T = 1']:.0%}), the one that tells stories nearest to people's "
-        f"text at {story} ({f[f'divergence {story}']:.3f} bits; other text of people {f['divergence human']:.3f}, at "
-        f"T = 0 {f['divergence T = 0']:.3f}).",
-        f"{told.zh}此处训练的模型：做加法的以 {sums} 为最好（8 位加法全对 {f[f'exact {sums}']:.0%}，T = 1 时 "
-        f"{f['exact T = 1']:.0%}）；讲故事的以 {story} 最接近人写的文本（散度 {f[f'divergence {story}']:.3f} 比特；人写"
-        f"的另一批文本 {f['divergence human']:.3f}，T = 0 时 {f['divergence T = 0']:.3f}）。",
-    )
-
-
-def tables(f: Mapping[str, float]) -> list[Table]:
-    if "exact T = 0" not in f:
-        return []
-    title = Text(
-        "Sums of 8 digits; stories: words that the book has, distinct runs of 8 bytes, bits from people's text",
-        "8 位加法；故事：书中有的词，不重复的 8 字节片段，与人写文本的散度（比特）",
-    )
-    heads = (
-        Text("setting", "设置"),
-        Text("sums right", "加法全对"),
-        Text("words", "真词"),
-        Text("distinct", "不重复"),
-        Text("divergence", "散度"),
-    )
-    rows = tuple(
-        (
-            name if name in TRIED else Text("people", "人写"),
-            f"{f[f'exact {name}']:.0%}" if name in TRIED else "–",
-            f"{f[f'words {name}']:.0%}",
-            f"{f[f'distinct {name}']:.0%}",
-            f"{f[f'divergence {name}']:.3f}",
-        )
-        for name in (*TRIED, "human")
-    )
-    return [Table(title, heads, rows)]
 
 
 QUESTION = Question(
@@ -116,32 +28,34 @@ QUESTION = Question(
         "The kind of network is no decoding parameter. Temperature, length and algorithm act as said, but "
         "temperature does nothing to greedy decoding, and what matters most today is missing: top-k, top-p, min-p "
         "and typical sampling, contrastive search, repetition, presence and frequency penalties, n-gram blocking, the "
-        "number of beams, when they end and their penalty for length, stop tokens and texts, new tokens against total "
-        "length, logit bias, seed. They meet: top-p keeps more tokens the higher the temperature before it, top-k does "
-        "not. The best temperature is the task's: about 0 where one answer is right, near 1 for a story, where "
-        "training on likelihood aims.",
+        "number of beams and their groups, when they end and their penalty for length, stop tokens and texts, new "
+        "tokens against total length, logit bias, seed. They meet: top-p keeps more tokens the higher the temperature "
+        "before it, top-k does not. The best temperature is the task's: about 0 where one answer is right, near 1 for "
+        "a story, where training on likelihood aims.",
         "网络类型不是解码参数。温度、长度和解码算法的作用确如所说，但温度对贪心解码毫无影响；如今最要紧的几项却没有"
-        "提：top-k、top-p、min-p 与典型采样，对比搜索，重复、出现与频率惩罚，n 元组屏蔽，束的数目、何时停、长度惩罚，"
-        "停止词元与停止串，新生成长度与总长度之分，logit 偏置，随机种子。它们还会互相影响：先升温，top-p 留下的词元就"
-        "更多，top-k 则不变。最佳温度视任务而定：答案唯一时取 0 左右，写故事时接近 1，最大似然训练瞄准的正是那里。",
+        "提：top-k、top-p、min-p 与典型采样，对比搜索，重复、出现与频率惩罚，n 元组屏蔽，束的数目与分组、何时停、长度惩"
+        "罚，停止词元与停止串，新生成长度与总长度之分，logit 偏置，随机种子。它们还会互相影响：先升温，top-p 留下的词元"
+        "就更多，top-k 则不变。最佳温度视任务而定：答案唯一时取 0 左右，写故事时接近 1，最大似然训练瞄准的正是那里。",
     ),
     run=Text(
         "Our engine on a tiny model with random weights: T towards 0 and top-k = 1 against greedy; entropy, and what "
         "top-p and top-k keep, at five temperatures; 5,000 draws against softmax by χ²; top-p = 1 against the "
         "model's own log-probabilities; lengths and stops counted; each omitted parameter switched on; seeds; a "
         "left-padded batch against single prompts; beam search on a toy vocabulary against greedy and against all "
-        "texts. Trained: a model that adds and one that tells stories, at seven temperatures, with top-k and with "
-        "top-p.",
+        "texts, with penalties for length too; beams in groups against beams in one; contrastive search at α = 0 "
+        "against greedy. Trained: a model that adds and one that tells stories, at seven temperatures, with top-k and "
+        "with top-p.",
         "用随机权重的小模型跑本库的生成引擎：T 趋于 0、top-k = 1 与贪心对照；五档温度下的熵，top-p、top-k 所留的词元"
         "；五千次抽样与 softmax 作 χ² 检验；top-p = 1 与模型自身对数概率对照；清点长度与停止条件；逐个启用手册未列的"
-        "参数；随机种子；左填充批次与单条提示对照；小词表上束搜索与贪心、与穷举对照。另训练一个加法模型和一个讲故事的"
-        "模型，试七档温度及 top-k、top-p。",
+        "参数；随机种子；左填充批次与单条提示对照；小词表上束搜索与贪心、与穷举对照，加长度惩罚再与穷举对照；分组束与"
+        "不分组对照；α = 0 的对比搜索与贪心对照。另训练一个加法模型和一个讲故事的模型，试七档温度及 top-k、top-p。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",
         "Fan, Lewis & Dauphin 2018, Hierarchical Neural Story Generation, arXiv 1805.04833",
         "Keskar et al. 2019, CTRL, arXiv 1909.05858",
         "Meister et al. 2022, Locally Typical Sampling, arXiv 2202.00666",
+        "Vijayakumar et al. 2018, Diverse Beam Search, arXiv 1610.02424",
         "Su et al. 2022, A Contrastive Framework for Neural Text Generation, arXiv 2202.06417",
         "Nguyen et al. 2024, Turning Up the Heat: Min-p Sampling, arXiv 2407.01082",
     ),
@@ -255,6 +169,57 @@ QUESTION = Question(
                 ),
                 Check("greedy_misses", ">", 0.0, "likeliest texts that greedy misses", "贪心错过的最可能文本数"),
             ),
+        ),
+        Claim(
+            "searches",
+            "an algorithm is chosen by its name, with no settings of its own",
+            "算法只凭名称选定，不设自身参数",
+            (
+                Check(
+                    "length_falls",
+                    "==",
+                    0.0,
+                    "a higher penalty for length: best texts that grow shorter",
+                    "提高长度惩罚后反而变短的最佳文本数",
+                ),
+                Check(
+                    "length_rises",
+                    ">",
+                    0.0,
+                    "best texts that grow longer from the lowest to the highest, two beams",
+                    "束宽 2 时由最低升到最高而变长的最佳文本数",
+                ),
+                Check(
+                    "penalised_differs",
+                    "==",
+                    0.0,
+                    "all beams, each penalty: texts that are not the best of all",
+                    "束宽取全部、逐个惩罚值：并非全体最佳的文本数",
+                ),
+                Check(
+                    "apart_smallest_gain",
+                    ">",
+                    0.0,
+                    "places where two texts differ, groups minus one group: smallest of the prompts",
+                    "两条文本不同位置的占比，分组减不分组，各提示中最小者",
+                ),
+                Check(
+                    "apart_most_penalised",
+                    "==",
+                    1.0,
+                    "the same of groups at a penalty of 100: nowhere alike",
+                    "分组且惩罚为 100 时的同一占比：处处不同",
+                ),
+                Check(
+                    "contrastive_0_differs",
+                    "==",
+                    0.0,
+                    "contrastive search at α = 0: texts that are not greedy's",
+                    "α = 0 的对比搜索与贪心不同的文本数",
+                ),
+            ),
+            Verdict.CORRECTED,
+            errors=("E16.2",),
         ),
         Claim(
             "diverse, trained",
@@ -371,7 +336,9 @@ QUESTION = Question(
         "llmlab/inference/sampling.py",
         "llmlab/inference/engine.py",
         "llmlab/inference/beam.py",
+        "llmlab/inference/contrastive.py",
         "llmlab/handbook/decoding_desk.py",
+        "llmlab/handbook/decoding_figures.py",
         "llmlab/handbook/toy_beam.py",
         "llmlab/handbook/temperatures.py",
     ),
@@ -384,6 +351,8 @@ QUESTION = Question(
         "draws": [desk.DRAWS, desk.FACES],
         "stops": desk.STOPS,
         "omitted": desk.OMITTED,
-        "toy": [desk.TOY, desk.TOY_LENGTH, desk.TOY_PROMPTS],
+        "searches": {name: [one.model_dump() for one in pair] for name, pair in desk.SEARCHES.items()},
+        "apart": desk.APART.model_dump(),
+        "toy": [desk.TOY, desk.TOY_LENGTH, desk.TOY_PROMPTS, desk.TOY_STOP, *desk.LENGTH_PENALTIES],
     },
 )
