@@ -15,11 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import save_model
 from llmlab.cli import main
 from llmlab.errors import InputError
 from llmlab.inference import native
 from llmlab.language_model import LanguageModel
+from llmlab.model.transformer import Architecture
 from llmlab.serving.api import create
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -127,5 +129,11 @@ def test_a_missing_extra_is_named(missing: str) -> None:
 
 
 def test_a_model_without_continuous_batching_is_refused_by_name(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"tiny: cannot be served: it has no continuous batching \(fp32 weights"):
-        create(LanguageModel(model_of(tokenizer)), "tiny", None)
+    architecture = Architecture.model_validate({"layers": 1, "dim": 32, "attention": "lstm", "position": "none"})
+    bundle = Bundle(architecture.build(tokenizer.vocab_size), tokenizer, architecture, "tiny")
+    with pytest.raises(InputError, match="tiny: cannot be served: lstm keeps a state and no keys"):
+        create(LanguageModel(bundle), "tiny", None)
+
+
+def test_exact_weights_are_served_by_the_plain_step(tokenizer: Tokenizer) -> None:
+    create(LanguageModel(model_of(tokenizer)), "tiny", None)

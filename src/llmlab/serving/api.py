@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from llmlab.errors import InputError, LlmlabError
+from llmlab.inference.plain_step import unpaged
 from llmlab.language_model import LanguageModel
 from llmlab.serving.answering import Answering
 from llmlab.serving.bodies import Body, ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody
@@ -39,7 +40,7 @@ def create(
     """The application of one model, known as `name`. `keys` None asks for none; `names` are the hosts it answers to
     beside loopback ones, None any. InputError for a model without continuous batching or without a tokenizer."""
     if lm.batching is None:
-        raise InputError(lm.bundle.origin, f"cannot be served: it has no continuous batching ({lm.why})")
+        raise InputError(lm.bundle.origin, f"cannot be served: {unpaged(lm.model)}")
     lm.stop_ids  # noqa: B018  (a model without a tokenizer is refused now, not at the first request)
     worker = Worker(lm.batching, waiting)
     figures = Figures(worker)
