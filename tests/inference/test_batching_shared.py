@@ -13,7 +13,6 @@ from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.plain_step import PlainModel
 from llmlab.inference.sampling import Sampling
-from llmlab.inference.stepper import Piece
 from llmlab.model.transformer import Architecture
 
 DRAWN = Sampling(max_new_tokens=12)
