@@ -177,6 +177,16 @@ def test_a_slow_body_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatc
         assert line.recv(4096).startswith(b"HTTP/1.1 408")
 
 
+def test_who_leaves_within_a_body_is_no_defect(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with connected(server) as line:
+            line.sendall(head(RAW, "Content-Length: 1000", "Content-Type: application/json") + b'{"pro')
+            time.sleep(0.1)
+    time.sleep(0.2)
+    assert server.http.get("/health").status_code == 200
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /hea"], ids=repr)
 @pytest.mark.parametrize("before", [False, True], ids=["first", "after another request"])
 def test_slow_headers_are_given_up(server: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes, before: bool) -> None:
