@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from torch import Tensor
 
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.batching import Batching, Request
 from llmlab.inference.plain_step import PlainModel
 from llmlab.inference.sampling import Sampling
+from llmlab.inference.speculative import Draft
 from llmlab.model.transformer import Architecture
 
 DRAWN = Sampling(max_new_tokens=12)
@@ -87,3 +89,25 @@ def test_a_step_that_is_broken_off_ends_who_was_in_it(monkeypatch: pytest.Monkey
         list(other)
     assert not batching.busy
     assert batching.generate([REQUESTS[2]])[0].ids == alone(REQUESTS[2])
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+@pytest.mark.parametrize("draws", [False, True])
+def test_who_meets_what_is_no_number_fails_alone_and_by_name(draws: bool, guessed: bool) -> None:
+    """A weight of one token is NaN. Whoever has it fails, be it that he draws or has his prompt scored only."""
+    model = Architecture(dim=32, context=64, layers=2, initial_std=0.3, tied=False).build(64, seed=5)
+    guesser = Draft(PlainModel(model, 16)) if guessed else None
+    good = Request([1, 2, 3], Sampling(max_new_tokens=12, logit_bias={63: -100}), seed=1)
+    whole = Batching(PlainModel(model, 16)).generate([good])[0].ids
+    with torch.no_grad():
+        model.embedding.weight[63] = torch.nan
+    batching = Batching(PlainModel(model, 16), guesser=guesser)
+    number = batching.submit(good)
+    bad = batching.submit(Request([4, 63, 5], DRAWN, likeliest=2, echo=True, draws=draws))
+    tokens = [token for _ in range(40) for token in batching.step()]
+    (failed,) = (token for token in tokens if token.row == bad)
+    assert failed.finish_reason == "error"
+    assert "not a number" in failed.error
+    assert [token.id for token in tokens if token.row == number] == whole
+    assert not batching.busy
+    assert batching._pages.free == 16

@@ -23,7 +23,7 @@ from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.constrain import Guide
 from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
-from llmlab.inference.row import Drawn, Row, draw, rows_of
+from llmlab.inference.row import NOT_A_NUMBER, Drawn, Row, draw, rows_of
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.speculative import Guesser, Known
 from llmlab.inference.stepper import Piece, Stepper
@@ -325,6 +325,8 @@ class Batching:
 
     def _read(self, text: _Text) -> Token:
         self._finish(text)
+        if any(math.isnan(scored.logprob) for scored in text.scored):
+            return Token(text.number, NO_ID, math.nan, "error", error=NOT_A_NUMBER)
         return Token(text.number, NO_ID, 0.0, "length", None, tuple(text.scored))
 
     def _finish(self, text: _Text) -> None:
