@@ -189,7 +189,7 @@ class LanguageModel:
             if draft.batching is None or not self._same_tokens(draft):
                 problem = "keeps no keys" if draft.batching is None else "reads and writes other tokens than the model"
                 raise InputError("speculate.model", f"{chosen.model} {problem}", "the model's own in int4 would do")
-            guesser = Draft(draft.batching.model, chosen.tokens)
+            guesser = Draft(draft.batching.model, chosen.tokens, self.batching.model.vocab_size)
         self.batching.guesser, self._guesses = guesser, True
 
     def _same_tokens(self, other: LanguageModel) -> bool:

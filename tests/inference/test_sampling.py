@@ -278,6 +278,28 @@ def test_a_tiny_temperature_overflows_nowhere(temperature: float) -> None:
     assert torch.isfinite(drawn.logprobs_B).all()
 
 
+EXTREMES = [
+    {"temperature": 1e300, "logit_bias": {1: 100, 2: -100}},
+    {"top_p": 1e-320},
+    {"top_p": 1e-320, "temperature": 1e-300, "min_p": 1, "typical_p": 1e-320, "top_k": 1},
+    {"repetition_penalty": 1e-300},
+    {"repetition_penalty": 1e-40, "presence_penalty": -2, "frequency_penalty": 2},
+    {"repetition_penalty": 1e300, "temperature": 1e-300},
+]
+
+
+@pytest.mark.parametrize("values", EXTREMES)
+def test_what_a_float32_does_not_hold_draws_a_token_that_is_not_banned(values: dict[str, Any]) -> None:
+    """All that is allowed can be followed: nobody is told that the model's output is not a number."""
+    logits, banned = random_logits(1, spread=10.0), torch.zeros(random_logits(1).shape, dtype=torch.bool)
+    banned[:, ::3] = True
+    sampling = parse(Sampling, values, "sampling")
+    bent = s.process(logits, sampling, ~banned, banned, torch.ones_like(logits))
+    drawn = s.choose(bent, sampling.greedy, [1, 2, 3], [0, 0, 0])
+    assert torch.isfinite(drawn.logprobs_B).all()
+    assert not banned.gather(1, drawn.ids_B[:, None]).any()
+
+
 @pytest.mark.parametrize("greedy", [True, False])
 def test_logits_that_are_no_numbers_show_in_the_log_probability(greedy: bool) -> None:
     logits = torch.zeros(1, 5)

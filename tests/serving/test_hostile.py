@@ -98,6 +98,17 @@ BODIES: dict[str, tuple[str, Any, int, str | None]] = {
     "a name in a message": (CHAT, message(name="x"), 400, "messages"),
     "tool calls": (CHAT, message(tool_calls=[{}]), 400, "messages"),
     "another model": (CHAT, {**message(), "model": "gpt-4"}, 404, "model"),
+    "half a surrogate in a regex": (RAW, {"prompt": "x", "guided_regex": "a\ud800"}, 400, "guided_regex"),
+    "half a surrogate in a grammar": (RAW, {"prompt": "x", "guided_grammar": "start: \"\udfff\""}, 400, None),
+    "half a surrogate as a name": (RAW, {"prompt": "x", "\ud800": 1}, 400, None),
+    "a name given twice": (RAW, '{"prompt": "x", "max_tokens": 1, "max_tokens": 2}', 400, None),
+    "a name given twice inside": (CHAT, '{"messages": [{"role": "user", "role": "user", "content": ""}]}', 400, None),
+    "names without end": (RAW, {str(name): 1 for name in range(300_000)}, 400, None),
+    "biases without end": (RAW, {"prompt": "x", "logit_bias": {str(id): "a" for id in range(200_000)}}, 400, None),
+    "parts that are none": (CHAT, message([1] * 900_000), 400, "messages"),
+    "messages that are none": (CHAT, {"messages": [1] * 900_000}, 400, "messages"),
+    "ids that are none": (RAW, {"prompt": [[1.5] * 800_000]}, 400, "prompt"),
+    "words to detokenize without end": ("/detokenize", {"tokens": ["a"] * 800_000}, 400, "tokens"),
     "no JSON": (RAW, "prompt=x", 400, None),
     "an empty body": (RAW, "", 400, None),
     "a list": (RAW, "[]", 400, None),
@@ -164,6 +175,16 @@ def test_a_slow_body_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatc
     with connected(server) as line:
         line.sendall(head(RAW, "Content-Length: 1000", "Content-Type: application/json") + b'{"pro')
         assert line.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_who_leaves_within_a_body_is_no_defect(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with connected(server) as line:
+            line.sendall(head(RAW, "Content-Length: 1000", "Content-Type: application/json") + b'{"pro')
+            time.sleep(0.1)
+    time.sleep(0.2)
+    assert server.http.get("/health").status_code == 200
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea"], ids=repr)

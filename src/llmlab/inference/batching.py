@@ -9,8 +9,10 @@ text again (Yu et al. 2022, Orca; Agrawal et al. 2023, chunked prefill, arXiv 23
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 from bisect import insort
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +23,7 @@ from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.constrain import Guide
 from llmlab.inference.engine import Completion, Scored, Token
 from llmlab.inference.pages import PAGE, Pages
-from llmlab.inference.row import Drawn, Row, draw, rows_of
+from llmlab.inference.row import NOT_A_NUMBER, Drawn, Row, draw, rows_of
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.speculative import Guesser, Known
 from llmlab.inference.stepper import Piece, Stepper
@@ -84,7 +86,8 @@ class Counts:
 
 class Batching:
     """Submit requests, call `step` until nothing is left. Oldest first, in everything. A `guesser` may save steps; it
-    changes no token."""
+    changes no token. Threads may share it: whoever steps, steps for all, and `stream` and `generate` get what is theirs
+    from any step."""
 
     def __init__(
         self,
@@ -99,14 +102,22 @@ class Batching:
         self._running: list[_Text] = []
         self._waiting: list[_Text] = []
         self._numbers = itertools.count()
+        self._lock = threading.RLock()  # held by who steps or cancels
+        self._boxes: dict[int, deque[Token]] = {}  # by number: what `stream` and `generate` have not fetched yet
+        self._others: list[Token] = []  # of nobody's box, from a step that was made for one: the next `step` tells them
 
     @property
     def busy(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._others)
 
     def submit(self, request: Request) -> int:
         """A number by which the request's tokens are known. Errors: InputError for a prompt that is empty, too long, or
         has ids outside the vocabulary, for biases of such ids, and for a constraint without a guide."""
+        text = self._text(request)
+        self._waiting.append(text)
+        return text.number
+
+    def _text(self, request: Request) -> _Text:
         room = min(self.model.architecture.context, self.model.pages * PAGE)
         prompt, vocabulary = list(request.prompt), self.model.vocab_size
         if not request.draws and len(prompt) > room:
@@ -120,28 +131,50 @@ class Batching:
             vocabulary,
             guides=[request.guide],
         )
-        text = _Text(next(self._numbers), request, prompt, row)
-        self._waiting.append(text)
-        return text.number
+        return _Text(next(self._numbers), request, prompt, row)
 
     def cancel(self, number: int) -> bool:
         """Forget a request; whether there was one. Its pages are free for the next step."""
-        for texts in (self._running, self._waiting):
-            for text in texts:
-                if text.number == number:
-                    texts.remove(text)
-                    self._release(text)
-                    self.counts.cancelled += 1
-                    return True
+        with self._lock:
+            for texts in (self._running, self._waiting):
+                for text in texts:
+                    if text.number == number:
+                        texts.remove(text)
+                        self._release(text)
+                        self.counts.cancelled += 1
+                        return True
         return False
 
-    @torch.inference_mode()
     def step(self) -> list[Token]:
         """One call of the model; the tokens that came of it, `row` being the request's number. Where guesses were right
         a request has several, in order."""
+        with self._lock:
+            self._advance()
+            tokens, self._others = self._others, []
+        return tokens
+
+    @torch.inference_mode()
+    def _advance(self) -> None:
+        """One call of the model; each token to whom it belongs."""
         plan = self._plan()
         if not plan:
-            return []
+            return
+        try:
+            tokens = self._made(plan)
+        except BaseException:  # Ctrl-C, say: nobody knows how far these texts have come
+            for text, _ in plan:
+                self._hand(Token(text.number, NO_ID, math.nan, "error", error="the step was broken off"))
+                if not text.over:
+                    self._finish(text)
+            raise
+        for token in tokens:
+            self._hand(token)
+
+    def _hand(self, token: Token) -> None:
+        box = self._boxes.get(token.row)
+        (self._others if box is None else box).append(token)
+
+    def _made(self, plan: Sequence[tuple[_Text, int]]) -> list[Token]:
         self._guess(plan)
         pieces, ask, asked, size = list[Piece](), list[int](), list[tuple[_Text, int]](), 0
         for text, count in plan:
@@ -292,6 +325,8 @@ class Batching:
 
     def _read(self, text: _Text) -> Token:
         self._finish(text)
+        if any(math.isnan(scored.logprob) for scored in text.scored):
+            return Token(text.number, NO_ID, math.nan, "error", error=NOT_A_NUMBER)
         return Token(text.number, NO_ID, 0.0, "length", None, tuple(text.scored))
 
     def _finish(self, text: _Text) -> None:
@@ -304,35 +339,52 @@ class Batching:
     def stream(self, request: Request) -> Generator[Token]:
         """The tokens of one request, nobody else's being waited for. Who stops asking cancels it. LlmlabError where it
         fails."""
-        number = self.submit(request)
+        number = self._boxed(request)
         try:
-            while True:
-                for token in self.step():
-                    if token.row == number:
-                        if token.error:
-                            raise LlmlabError(token.error)
-                        yield token
-                        if token.finish_reason is not None:
-                            return
+            yield from self._fetched(number)
         finally:
-            self.cancel(number)
+            self._leave(number)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in their order. LlmlabError where one fails; the others are forgotten then."""
-        numbers = [self.submit(request) for request in requests]
-        found: dict[int, Completion] = {number: Completion([], [], "length") for number in numbers}
-        while self.busy:
-            for token in self.step():
-                if token.error and token.row in found:
-                    for number in numbers:
-                        self.cancel(number)
-                    raise LlmlabError(token.error)
-                if token.row in found:
-                    one = found[token.row]
-                    one.ids.append(token.id)
-                    one.logprobs.append(token.logprob)
-                    found[token.row] = Completion(one.ids, one.logprobs, token.finish_reason or "length")
-        return [found[number] for number in numbers]
+        numbers = list[int]()
+        try:
+            for request in requests:
+                numbers.append(self._boxed(request))
+            return [_completion(list(self._fetched(number))) for number in numbers]
+        finally:
+            for number in numbers:
+                self._leave(number)
+
+    def _boxed(self, request: Request) -> int:
+        """Submit a request whose tokens wait in a box. Without the lock, which a busy thread gives away too rarely."""
+        text = self._text(request)
+        self._boxes[text.number] = deque()
+        self._waiting.append(text)
+        return text.number
+
+    def _fetched(self, number: int) -> Generator[Token]:
+        """What comes into a box, until the request is over; steps are made as long as it is empty."""
+        box, reason = self._boxes[number], None
+        while reason is None:
+            while not box:
+                with self._lock:
+                    if not box:
+                        self._advance()
+            token = box.popleft()
+            if token.error:
+                raise LlmlabError(token.error)
+            reason = token.finish_reason
+            yield token
+
+    def _leave(self, number: int) -> None:
+        self.cancel(number)
+        del self._boxes[number]
+
+
+def _completion(tokens: Sequence[Token]) -> Completion:
+    ids, logprobs = [token.id for token in tokens], [token.logprob for token in tokens]
+    return Completion(ids, logprobs, tokens[-1].finish_reason or "length")
 
 
 def score(logits_1V: Tensor, id: int, likeliest: int) -> Scored:

@@ -75,6 +75,7 @@ class Regex(Section):
 
     def source(self) -> str:
         """As llguidance reads it. Errors: InputError for a pattern past the bounds."""
+        _check_letters("the regular expression", self.pattern)
         _check_regex(self.pattern)
         return str(_llguidance().LLMatcher.grammar_from_regex(self.pattern))
 
@@ -87,6 +88,7 @@ class Grammar(Section):
 
     def source(self) -> str:
         """As llguidance reads it. Errors: InputError for a grammar past the bounds."""
+        _check_letters("the grammar", self.lark)
         rules = self.lark.count(":")
         longest = max(map(len, self.lark.splitlines()), default=0)
         _bound("the grammar has", len(self.lark), "letters", GRAMMAR_LETTERS)
@@ -250,6 +252,11 @@ def _on_a_large_stack(make: Callable[[], Guide]) -> Guide:
 def _bound(what: str, size: int, of: str, most: int) -> None:
     if size > most:
         raise InputError(PLACE, f"{what} {size} {of}", f"at most {most}")
+
+
+def _check_letters(what: str, text: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(PLACE, f"{what} holds half of a surrogate pair, which no text does")
 
 
 def _check_regex(pattern: str) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+# What a setting becomes where float32 would make 0 or infinity of it.
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
 # The mass mostly lies in few tokens, and sorting all of them is slow: so many are looked at first.
 WIDTHS = (128, 2048, sys.maxsize)
 
@@ -23,8 +26,11 @@ def bias(logits_BV: Tensor, by_id: Mapping[int, float]) -> Tensor:
 
 
 def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Positive logits of tokens seen before are divided, negative ones multiplied (Keskar et al. 2019, 1909.05858)."""
+    """Positive logits of tokens seen before are divided, negative ones multiplied (Keskar et al. 2019, 1909.05858).
+    Those that were finite stay so, however large or small the penalty."""
+    penalty = min(max(penalty, SMALLEST), LARGEST)
     lowered = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    lowered = torch.where(logits_BV.isfinite(), lowered.clamp(-LARGEST, LARGEST), lowered)
     return torch.where(seen_BV, lowered, logits_BV)
 
 
@@ -40,8 +46,7 @@ def ban(logits_BV: Tensor, banned_BV: Tensor) -> Tensor:
 
 def temper(logits_BV: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature, the largest logit moved to 0 first so that a tiny temperature cannot overflow."""
-    smallest = torch.finfo(torch.float32).tiny  # below it the temperature itself would round to 0
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, smallest)
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / min(max(temperature, SMALLEST), LARGEST)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -64,6 +69,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
         before_BW = mass_BW.cumsum(-1) - mass_BW
         if width >= vocabulary or bool((before_BW[..., -1] >= p).all()):
             break
+    p = max(p, SMALLEST)  # one at least
     kept_BW = torch.where(before_BW < p, top.values, float("-inf"))
     return torch.full_like(logits_BV, float("-inf")).scatter(-1, top.indices, kept_BW)
 

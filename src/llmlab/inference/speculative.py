@@ -102,10 +102,12 @@ class _Held:
 
 
 class Draft(Guesser):
-    """A smaller or coarser model of the same vocabulary goes on by itself, all texts at once."""
+    """A smaller or coarser model of the same vocabulary goes on by itself, all texts at once. Its table may have more
+    or fewer rows that no token has than the `vocabulary` of the model it guesses for (None: as many)."""
 
-    def __init__(self, model: Stepper, tokens: int = 4) -> None:
+    def __init__(self, model: Stepper, tokens: int = 4, vocabulary: int | None = None) -> None:
         self.model, self.tokens = model, tokens
+        self._vocabulary = model.vocab_size if vocabulary is None else vocabulary
         self._pages = Pages(model.pages)
         self._texts: dict[int, _Held] = {}
 
@@ -128,7 +130,7 @@ class Draft(Guesser):
             going = []
             for slot, row in enumerate(rows):
                 text, place = texts[row], len(texts[row].ids) + len(guesses[row])
-                processed_1V = process(logits_RV[slot : slot + 1], _plain(text.sampling))
+                processed_1V = process(logits_RV[slot : slot + 1, : self._vocabulary], _plain(text.sampling))
                 drawn = choose(processed_1V, text.sampling.greedy, [text.key], [place])
                 guesses[row].append(int(drawn.ids_B))
                 if len(guesses[row]) < text.most:
@@ -143,6 +145,8 @@ class Draft(Guesser):
         """Take back what was guessed wrongly and read all but the text's last token; whether a guess is of use."""
         if text.most < 1 or len(text.ids) + text.most > self.model.architecture.context:
             return False
+        if text.ids[-1] >= self.model.vocab_size:
+            return False
         held = self._texts.setdefault(text.number, _Held())
         kept, last = held.sure, len(text.ids) - 1
         while kept < min(len(held.ids), last) and held.ids[kept] == text.ids[kept]:
@@ -150,7 +154,7 @@ class Draft(Guesser):
         del held.ids[kept:]
         while len(held.ids) < last:
             ids = list(text.ids[len(held.ids) : min(last, len(held.ids) + STEP_TOKENS)])
-            if not self._grow(held, len(held.ids) + len(ids)):
+            if max(ids) >= self.model.vocab_size or not self._grow(held, len(held.ids) + len(ids)):
                 self.forget(text.number)
                 return False
             self.model.step([Piece(ids, len(held.ids), held.pages)], [])

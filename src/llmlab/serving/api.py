@@ -6,6 +6,7 @@ and counted without a further word; what guards requests stands between `read_bo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Collection
@@ -166,7 +167,7 @@ class Routes:
         wrong = next((id for id in body.tokens if not 0 <= id < vocabulary), None)
         if wrong is not None:
             raise InputError("body.tokens", f"{str(wrong)[:20]} is outside the vocabulary of {vocabulary}")
-        text = self.lm.tokenizer.decode(body.tokens)
+        text = await asyncio.to_thread(self.lm.tokenizer.decode, body.tokens)
         return JSONResponse({"content": text, "prompt": text})  # llama.cpp's name for it, and vLLM's
 
     async def health(self) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +18,7 @@ from llmlab.serving.refusals import Refused
 B = TypeVar("B", bound=Body)
 
 BODY_BYTES, BODY_SECONDS = 4 << 20, 20.0
+NAMES = 16_384  # in one object; each that is wrong costs microseconds to say so
 DRAIN_BYTES = 16 << 20  # of a body that is too long, read and forgotten so that its sender hears why
 
 
@@ -39,7 +41,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     except TimeoutError:
         raise Refused(408, f"the body did not come within {BODY_SECONDS:g} seconds", None, "too_slow") from None
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_object)
     except RecursionError:
         raise Refused(400, "the body is nested too deep", None, "not_json") from None
     except ValueError as error:  # of JSON, of UTF-8, and of integers that are too long
@@ -66,6 +68,16 @@ async def _bytes(request: Request) -> bytes:
     if too_long:
         raise Refused(413, f"the body is longer than {BODY_BYTES} bytes", None, "body_too_large")
     return b"".join(pieces)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > NAMES:
+        raise ValueError(f"an object has {len(pairs)} names, {NAMES} is the most")
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{_short(twice)} is there twice, and one of its values would be lost")
+    return made
 
 
 def _no_number(name: str) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -83,6 +84,8 @@ class Caught:
 
         try:
             await self.app(scope, receive, heard)
+        except ClientDisconnect:  # in the middle of its own body: nobody is there to be told, and nothing is wrong here
+            return
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
