@@ -153,6 +153,7 @@ class FastModel:
         shape = pages, a.layers, key_heads * width * PAGE
         # numpy asks for memory that the system fills with zeros page by page, torch writes them all at once
         self._keys, self._values = (np.zeros(shape, dtype=np.uint16) for _ in range(2))
+        self._fresh = set(range(pages))
         self._model = _Model(
             a.layers, a.dim, heads, key_heads, width, a.feedforward.hidden_width(a.dim), self.vocab_size, pages,
             a.norm.eps, a.keyed.scale or width**-0.5, cosine, sine, self._vector("final_norm.weight"), layers,
@@ -230,8 +231,11 @@ class FastModel:
         return self._rows(ids, places, padded.repeat([len(piece.ids) for piece in pieces], 0), ask)
 
     def clear(self, page: int) -> None:
-        """Zeros on a page."""
-        self._keys[page], self._values[page] = 0, 0
+        """Zeros on a page. The first time they are there already, and are not touched before they are written."""
+        if page in self._fresh:
+            self._fresh.remove(page)
+        else:
+            self._keys[page], self._values[page] = 0, 0
 
     def copy(self, source: int, target: int) -> None:
         """One page as another."""

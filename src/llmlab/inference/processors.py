@@ -58,20 +58,22 @@ def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Only the fewest likeliest whose mass reaches p, one at least (Holtzman et al. 2019, arXiv 1904.09751)."""
+    """Only the fewest likeliest whose mass reaches p, one at least (Holtzman et al. 2019, arXiv 1904.09751); of equally
+    likely ones the lowest ids.
+
+    Tokens less likely than (1 - p) / V have less than 1 - p in all, so none of them is kept, and few are left to sort.
+    """
     if p >= 1:
         return logits_BV
-    total_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    vocabulary = logits_BV.shape[-1]
-    for width in WIDTHS:
-        top = logits_BV.topk(min(width, vocabulary))
-        mass_BW = (top.values - total_B1).exp()
-        before_BW = mass_BW.cumsum(-1) - mass_BW
-        if width >= vocabulary or bool((before_BW[..., -1] >= p).all()):
-            break
-    p = max(p, SMALLEST)  # one at least
-    kept_BW = torch.where(before_BW < p, top.values, float("-inf"))
-    return torch.full_like(logits_BV, float("-inf")).scatter(-1, top.indices, kept_BW)
+    probs_BV = logits_BV.softmax(-1)
+    least, p = 0.99 * (1 - p) / logits_BV.shape[-1], max(p, SMALLEST)  # for rounding; one at least
+    kept_BV = torch.full_like(logits_BV, float("-inf"))
+    for logits_V, probs_V, kept_V in zip(logits_BV, probs_BV, kept_BV, strict=True):
+        near_N = (probs_V >= least).nonzero()[:, 0]
+        mass_N, order_N = probs_V[near_N].sort(descending=True, stable=True)
+        chosen_N = near_N[order_N[mass_N.cumsum(0) - mass_N < p]]
+        kept_V[chosen_N] = logits_V[chosen_N]
+    return kept_BV
 
 
 def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:

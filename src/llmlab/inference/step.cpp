@@ -140,7 +140,7 @@ void integer_tile(const Matrix& w, int tile, const Inputs& in, int row, float* y
   const __m512i low = _mm512_set1_epi8(15);
   for (int g = 0; g < groups; ++g) {
     const uint8_t* at = w.data + (size_t(tile) * groups + g) * bytes;
-    if (ROWS < 4)  // few rows wait for memory, and the weights come one after another
+    if (ROWS != 4)  // the weights come one after another; measured: of no help to four rows
       for (size_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)at + 2048 + line, _MM_HINT_T0);
     __m512i u[8];
     if (w.kind == INT4) {
@@ -210,6 +210,8 @@ void product(const Matrix& w, const Inputs& in, int M, float* y, int stride, boo
     const int end = std::min(M, block + 64);
     for (int tile = first; tile < last; ++tile) {
       int row = block;
+      if (w.kind != BF16)  // whose two sums a row would not all stay in registers
+        for (; row + 16 <= end; row += 16) one_tile<16>(w, tile, in, row, y, stride, add);
       for (; row + 8 <= end; row += 8) one_tile<8>(w, tile, in, row, y, stride, add);
       for (; row + 4 <= end; row += 4) one_tile<4>(w, tile, in, row, y, stride, add);
       if (end - row == 3) one_tile<3>(w, tile, in, row, y, stride, add);
