@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmlab.inference import native
-from llmlab.inference.packing import BITS, KINDS, TILE, Kind, Packed, fits, loses, pack_together, unpacked
+from llmlab.inference.packing import BITS, KINDS, TILE, Kind, Packed, Room, fits, loses, pack_together, unpacked
 from llmlab.inference.pages import PAGE
 from llmlab.inference.stepper import Piece
 from llmlab.model.block import Pre
@@ -140,6 +140,7 @@ class FastModel:
         self.threads = threads
         self._read = read or model.state_dict().__getitem__
         self._kept: list[Tensor] = []
+        self._room = Room()
         self._matrices: dict[str, Packed] = {}
         self._vectors: dict[str, Tensor] = {}
         layers = (_Layer * a.layers)(*(self._layer(f"blocks.{n}.", exact) for n in range(a.layers)))
@@ -208,7 +209,7 @@ class FastModel:
         return self._packed(weights, self.kind, at)
 
     def _packed(self, weights: Mapping[str, Weight], kind: Kind, bias: int | None = None) -> _Matrix:
-        packed, first = pack_together(list(weights.values()), kind), 0
+        packed, first = pack_together(list(weights.values()), kind, self._room), 0
         for name, weight in weights.items():
             self._matrices[name] = packed.rows(first, rows := weight.shape[0])
             first += rows

@@ -9,6 +9,7 @@ N outputs, K inputs, t tiles, g groups, o outputs of a tile. A packed matrix is 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,7 @@ Kind = Literal["int4", "int8", "bf16"]
 LARGEST = 65504 * 127 / 128  # the least value of int8 is 128 steps below 0, of which the weights use 127
 KINDS: tuple[Kind, ...] = ("int4", "int8", "bf16")
 BITS: dict[Kind, int] = {"int4": 4, "int8": 8, "bf16": 16}
+HUGE_PAGE, CHUNK = 2 << 20, 32 << 20
 _BYTES: dict[Kind, int] = {"int4": 320, "int8": 576, "bf16": 1024}  # of 16 outputs by 32 inputs
 
 
@@ -59,10 +61,34 @@ def pack(weight_NK: Weight, kind: Kind) -> Packed:
     return pack_together([weight_NK], kind)
 
 
-def pack_together(weights: Sequence[Weight], kind: Kind) -> Packed:
+class Room:
+    """Memory for the matrices of one model, at multiples of 64 bytes, which vector loads like. It lies in huge pages
+    where the system has them: a step reads every weight once, and with small pages waits for their addresses too."""
+
+    def __init__(self) -> None:
+        self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def take(self, size: int) -> Tensor:
+        """So many bytes."""
+        if self._used + size > len(self._chunk):
+            self._chunk, self._used = _huge(max(size, CHUNK)), 0
+        start, self._used = self._used, self._used + -(-size // 64) * 64
+        return self._chunk[start : start + size]
+
+
+def _huge(size: int) -> Tensor:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size + 64, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    return whole[-whole.data_ptr() % HUGE_PAGE :]
+
+
+def pack_together(weights: Sequence[Weight], kind: Kind, room: Room | None = None) -> Packed:
     """Matrices that read the same inputs as one, their outputs one after another."""
     outputs, inputs = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
-    data, end = _room(outputs // TILE * (inputs // GROUP) * _BYTES[kind]), 0
+    data, end = (room or Room()).take(outputs // TILE * (inputs // GROUP) * _BYTES[kind]), 0
     with threads(1):  # each part is soon done, and waiting for a thread that others keep from its core takes longer
         for weight in weights:
             start, end = end, end + weight.shape[0] // TILE * (inputs // GROUP) * _BYTES[kind]
@@ -130,10 +156,3 @@ def unpacked(packed: Packed) -> Tensor:
     scales = data[..., -64:].contiguous().view(torch.half).view(tiles, groups, 2, 1, TILE, 1).float()
     weights = codes * scales[:, :, 0] + scales[:, :, 1]
     return weights.permute(0, 3, 1, 2, 4).reshape(outputs, inputs)
-
-
-def _room(size: int) -> Tensor:
-    """So many bytes at a multiple of 64, which vector loads like."""
-    room = torch.empty(size + 64, dtype=torch.uint8)
-    start = -room.data_ptr() % 64
-    return room[start : start + size]
