@@ -20,6 +20,7 @@ from llmlab.inference.pages import PAGE, Pages
 from llmlab.inference.sampling import Sampling, choose, process
 from llmlab.inference.stepper import Piece, Stepper
 from llmlab.recipe import KINDS, Section
+from llmlab.runtime import threads
 
 STEP_TOKENS = 256  # of a draft model's reading
 
@@ -130,8 +131,9 @@ class Draft(Guesser):
             going = []
             for slot, row in enumerate(rows):
                 text, place = texts[row], len(texts[row].ids) + len(guesses[row])
-                processed_1V = process(logits_RV[slot : slot + 1, : self._vocabulary], _plain(text.sampling))
-                drawn = choose(processed_1V, text.sampling.greedy, [text.key], [place])
+                with threads(1):  # others would go on spinning while the model steps (see `Batching`)
+                    processed_1V = process(logits_RV[slot : slot + 1, : self._vocabulary], _plain(text.sampling))
+                    drawn = choose(processed_1V, text.sampling.greedy, [text.key], [place])
                 guesses[row].append(int(drawn.ids_B))
                 if len(guesses[row]) < text.most:
                     going.append(row)
