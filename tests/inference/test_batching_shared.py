@@ -110,4 +110,4 @@ def test_who_meets_what_is_no_number_fails_alone_and_by_name(draws: bool, guesse
     assert "not a number" in failed.error
     assert [token.id for token in tokens if token.row == number] == whole
     assert not batching.busy
-    assert batching._pages.free == 16
+    assert batching.pages.free == 16
