@@ -329,6 +329,10 @@ def test_the_native_step_can_be_switched_off(
     lm = llmlab.load(tmp_path / "model", "int8")
     assert lm._native is None
     assert lm.why == "int8 weights, plain path: switched off by LLMLAB_NATIVE=0"
+    assert "who is answered beside it" in lm.explain()[-1]
+    monkeypatch.delenv("LLMLAB_NATIVE")
+    assert not any("beside it" in line for line in llmlab.load(tmp_path / "model", "int8").explain())
+    monkeypatch.setenv("LLMLAB_NATIVE", "0")
     assert lm.generate("hello", max_new_tokens=2) is not None
 
 

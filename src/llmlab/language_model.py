@@ -208,7 +208,10 @@ class LanguageModel:
 
     def explain(self) -> list[str]:
         """Why texts are made the way they are, for a person: weights, path, and what was measured on this machine."""
-        return [self.why, *(self._choice.explain() if self._choice is not None else ())]
+        told = [self.why, *(self._choice.explain() if self._choice is not None else ())]
+        if self._native is None:
+            told.append("computed by PyTorch: the last bits of an answer may depend on who is answered beside it")
+        return told
 
     @cached_property
     def model(self) -> Transformer:
