@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.evaluation.metrics import distinct, edit_distance, edit_similarity, exact_match, repetition
+from llmlab.evaluation.metrics import edit_distance, edit_similarity, exact_match
 
 SHORT = st.text("ab汉🙂", max_size=9)
 
@@ -45,19 +45,3 @@ def test_edit_similarity_of_known_texts():
 )  # fmt: skip
 def test_exact_match_forgives_white_space_and_nothing_else(answer, reference, equal):
     assert exact_match(answer, reference) is equal
-
-
-@given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 4))
-@settings(deadline=None)
-def test_repetition_counts_n_grams_seen_before(ids, n):
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    repeats = sum(gram in grams[:i] for i, gram in enumerate(grams))
-    assert repetition(ids, n) == pytest.approx(repeats / len(grams) if grams else 0.0)
-
-
-def test_repetition_and_distinct_at_their_ends():
-    assert repetition([7] * 100) == pytest.approx(1 - 1 / 97)
-    assert repetition(range(50)) == 0
-    assert repetition([1, 2], n=4) == 0
-    assert distinct([[1, 2, 3], [1, 2, 3]]) == 0.5
-    assert distinct([[1], []]) == 0

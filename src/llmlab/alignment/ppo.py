@@ -41,7 +41,7 @@ from llmlab.data.prompts import (
 )
 from llmlab.data.sources import Reading
 from llmlab.errors import InputError
-from llmlab.evaluation.metrics import repetition
+from llmlab.evaluation.repetition import repetition
 from llmlab.inference.sampling import Sampling
 from llmlab.objectives.policy import kl_k1_value_only
 from llmlab.recipe import Section

@@ -20,7 +20,7 @@ from llmlab.alignment.rewards import Judge, P, Reward
 from llmlab.alignment.rollout import Rollout, check_sampling, finish, lay_out, sample, score
 from llmlab.data.state import State
 from llmlab.errors import InputError
-from llmlab.evaluation.metrics import repetition
+from llmlab.evaluation.repetition import repetition
 from llmlab.inference.engine import Completion
 from llmlab.inference.sampling import Sampling
 from llmlab.objectives.policy import kl_k1_value_only, kl_k3_value_only

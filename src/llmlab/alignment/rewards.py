@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from llmlab.evaluation import metrics
+from llmlab.evaluation import repetition as repeats
 from llmlab.inference.engine import Completion
 
 
@@ -32,7 +32,7 @@ def length(prompts: Sequence[Prompt], done: Sequence[Completion]) -> list[float]
 
 def repetition(prompts: Sequence[Prompt], done: Sequence[Completion]) -> list[float]:
     """rep-4: share of 4-grams that were there before (Welleck et al. 2020)."""
-    return [metrics.repetition(answer.ids) for answer in done]
+    return [repeats.repetition(answer.ids) for answer in done]
 
 
 def stopped(prompts: Sequence[Prompt], done: Sequence[Completion]) -> list[float]:

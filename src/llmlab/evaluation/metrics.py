@@ -1,9 +1,8 @@
-"""Figures of text against text, and of text against itself. Pure functions on strings and on rows of ids."""
+"""Figures of text against text. Pure functions on strings."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,22 +14,6 @@ def exact_match(answer: str, reference: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def repetition(ids: Sequence[int], n: int = 4) -> float:
-    """rep-n: share of n-grams that repeat an earlier one (Welleck et al. 2020); 0 for text shorter than n."""
-    total = len(ids) - n + 1
-    return 0.0 if total <= 0 else 1.0 - _different(ids, n) / total
-
-
-def distinct(texts: Sequence[Sequence[int]], n: int = 2) -> float:
-    """distinct-n over a set of answers: different n-grams over all n-grams (Li et al. 2016); 0 if there are none."""
-    grams = [tuple(ids[start : start + n]) for ids in texts for start in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _different(ids: Sequence[int], n: int) -> int:
-    return len({tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)})
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.evaluation.metrics import distinct
+from llmlab.evaluation.repetition import distinct
 from llmlab.handbook import addition
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import VOCABULARY, book, nats, passages

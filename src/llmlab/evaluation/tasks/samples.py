@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llmlab.evaluation import statistics
 from llmlab.evaluation.asking import Asker, user
-from llmlab.evaluation.metrics import distinct, repetition
+from llmlab.evaluation.repetition import distinct, repetition
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject
 

@@ -1,0 +1,41 @@
+"""Measuring: a model on tasks, and what it is made of."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.arguments import AsJson, Device, Model, Weights, answer
+
+
+def evaluate(
+    model: Model,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="All that need no file by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A text or jsonl file for the tasks that take one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many items a task.")] = None,
+    weights: Weights = "fp32",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model, each figure with its interval."""
+    from llmlab.evaluation.harness import evaluate_model
+    from llmlab.language_model import load
+
+    done = evaluate_model(load(model, weights, device).bundle, tasks or [], data=data, limit=limit)
+    rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
+    answer(as_json, done, "\n".join(rows))
+
+
+def xray(model: Model, as_json: AsJson = False) -> None:
+    """What a model is made of, found by probing it, not by reading its config."""
+    from llmlab.adapters.opening import open_policy
+    from llmlab.interpret.xray import as_json as plain
+    from llmlab.interpret.xray import table
+    from llmlab.interpret.xray import xray as probe
+
+    found = probe(open_policy(model).model)
+    answer(as_json, {"model": model, "findings": plain(found)}, table(found))

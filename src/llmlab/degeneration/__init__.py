@@ -1,0 +1,1 @@
+"""Why a model repeats itself, and what helps against it."""
