@@ -10,7 +10,7 @@ from typing import Any
 from llmlab.errors import InputError
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.sampling import Sampling
-from llmlab.language_model import LanguageModel, Reply, conversation
+from llmlab.language_model import LanguageModel, Reply, Ways, conversation
 from llmlab.tokenization.chat import Message
 
 HELP = """\
@@ -26,10 +26,16 @@ class ChatSession:
     When the context is full the oldest turns are forgotten, never the system prompt, and `notice` says so.
     """
 
-    def __init__(self, lm: LanguageModel, sampling: Sampling | None = None, system: str | None = None) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sampling: Sampling | None = None,
+        system: str | None = None,
+        ways: Ways | None = None,
+    ) -> None:
         self.lm = lm
         self.sampling = sampling or Sampling()
-        self.system = system
+        self.system, self.ways = system, ways
         self.turns: list[tuple[Message, ...]] = []  # each a question with its answer
         self.notice = ""  # what to tell the user about the last turn, beside the answer
         self.reply: Reply | None = None  # the last answer
@@ -47,7 +53,7 @@ class ChatSession:
         return self._answer(question, ids)
 
     def _answer(self, question: Message, ids: list[int]) -> Generator[str]:
-        reply = self.reply = self.lm.reply(ids, self.sampling, self._memory)
+        reply = self.reply = self.lm.reply(ids, self.sampling, self._memory, self.ways)
         try:
             yield from reply
         finally:
@@ -105,13 +111,19 @@ class ChatSession:
             raise InputError("system", f"is too long: {size} tokens, the context holds {self.lm.context}", "shorten it")
 
 
-def talk(lm: LanguageModel, sampling: Sampling, system: str | None = None, quiet: bool = False) -> list[dict[str, Any]]:
+def talk(
+    lm: LanguageModel,
+    sampling: Sampling,
+    system: str | None = None,
+    quiet: bool = False,
+    ways: Ways | None = None,
+) -> list[dict[str, Any]]:
     """Talk on standard input and output until it ends; every turn as {user, assistant, finish_reason}.
 
     In a terminal: prompts, commands, Ctrl-C to stop an answer; errors are said and the talk goes on. From a pipe: one
     message (or command) a line, answers only on standard output, and the first error ends it. `quiet`: no answers.
     """
-    session = ChatSession(lm, sampling, system)
+    session = ChatSession(lm, sampling, system, ways)
     terminal = sys.stdin.isatty()
     if terminal:
         print(f"{lm.bundle.origin}: /help lists the commands, Ctrl-D leaves.", file=sys.stderr)

@@ -13,6 +13,12 @@ Speculate = Annotated[
     str | None,
     typer.Option("--speculate", help="Guess to save steps: lookup, or '{kind: draft, model: smollm2, weights: int4}'."),
 ]
+OnLoop = Annotated[
+    str | None,
+    typer.Option(
+        "--on-loop", help="Where it repeats itself: stop, resample, warn, or '{kind: stop, repeats: 4}'."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
@@ -35,6 +41,16 @@ def load_model(model: str, weights: str, device: str, speculate: str | None = No
         if guessing is not None:
             lm.speculate(guessing)
         return lm
+
+
+def ways_of(**chosen: str | None) -> Any:
+    """How an answer comes about, by what was given on the command line."""
+    from llmlab.recipe import override, parse
+
+    with uncollected():
+        from llmlab.language_model import Ways
+    given = [f"{name}={value}" for name, value in chosen.items() if value is not None]
+    return parse(Ways, override(Ways, {}, given), "generate")
 
 
 def notice(text: str) -> None:

@@ -5,10 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from llmlab.cli.arguments import AsJson, Device, Model, Speculate, Weights, answer, load_model, notice, standard_input
+from llmlab.cli.arguments import (
+    AsJson,
+    Device,
+    Model,
+    OnLoop,
+    Speculate,
+    Weights,
+    answer,
+    load_model,
+    notice,
+    standard_input,
+    ways_of,
+)
 from llmlab.cli.sampling import sampling_options
 from llmlab.errors import InputError
-from llmlab.quick import uncollected
 
 
 @sampling_options()
@@ -30,22 +41,21 @@ def generate(
     cache: Annotated[
         str | None, typer.Option("--cache", help="dense, int8, rolling, or '{kind: rolling, window: 1024}'.")
     ] = None,
+    on_loop: OnLoop = None,
     speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming; what is searched for comes at the end."""
-    from llmlab.recipe import override, parse
-
-    with uncollected():
-        from llmlab.language_model import Ways
-    chosen = [f"{name}={value}" for name, value in (("search", search), ("cache", cache)) if value is not None]
-    ways = parse(Ways, override(Ways, {}, chosen), "generate")
+    ways = ways_of(search=search, cache=cache, on_loop=on_loop)
     text = prompt if prompt is not None else standard_input()
     lm = load_model(model, weights, device, speculate)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
     answer(as_json, done, "")
+    for loop in done.get("loops", []):
+        said = f"token {loop['start']} on, {loop['period']} tokens that repeat: {loop['text']!r}"
+        print(f"llmlab: loop at {said}", file=sys.stderr)
 
 
 @sampling_options(max_new_tokens=512, temperature=0.7, top_p=0.95)
@@ -55,6 +65,7 @@ def chat(
     weights: Weights = "auto",
     device: Device = "cpu",
     sampling: Any = None,
+    on_loop: OnLoop = None,
     speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,9 +75,10 @@ def chat(
     """
     from llmlab.talk import talk
 
+    ways = ways_of(on_loop=on_loop)
     lm = load_model(model, weights, device, speculate)
     notice(lm.why)
-    turns = talk(lm, sampling, system, quiet=as_json)
+    turns = talk(lm, sampling, system, quiet=as_json, ways=ways)
     if as_json:
         answer(True, {"turns": turns}, "")
 

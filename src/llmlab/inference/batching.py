@@ -40,7 +40,7 @@ class Request:
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
     do not. `echo`: score the prompt's ids as well. `draws` false: the prompt is read and nothing is answered; one
     token of id NO_ID ends it, and bears the scores. `guide`: what follows `sampling.constraint`; no other request has
-    it."""
+    it. `said`: so many of the prompt's last ids are the answer's, which goes on."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -50,6 +50,7 @@ class Request:
     echo: bool = False
     draws: bool = True
     guide: Guide | None = None
+    said: int = 0
 
 
 @dataclass(eq=False)
@@ -130,6 +131,7 @@ class Batching:
             room + (not request.draws),
             vocabulary,
             guides=[request.guide],
+            said=request.said,
         )
         return _Text(next(self._numbers), request, prompt, row)
 

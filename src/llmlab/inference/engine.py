@@ -122,8 +122,10 @@ def stream(
     memory: PromptCache | None = None,
     guide: Guide | None = None,
     cache: CacheKind | None = None,
+    said: int = 0,
 ) -> Generator[Token]:
-    """The tokens of one completion as they come, the stop token included. Who has enough stops asking.
+    """The tokens of one completion as they come, the stop token included. Who has enough stops asking. The last `said`
+    ids of the prompt are the answer's, which goes on.
 
     With a `memory`, the beginning that the prompt shares with what the memory holds is not computed again; it brings a
     cache of its own, so there is no `cache` to choose.
@@ -131,7 +133,7 @@ def stream(
     if memory is not None and cache is not None:
         raise InputError("cache", f"{cache.kind} cannot be chosen where a memory is given", "leave one of them out")
     guides = None if guide is None else [guide]
-    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory, guides, cache)
+    return _decode(model, [prompt], sampling, stop_ids, [seed], role, None, memory, guides, cache, said)
 
 
 @torch.inference_mode()
@@ -146,6 +148,7 @@ def _decode(
     memory: PromptCache | None,
     guides: Sequence[Guide] | None,
     kind: CacheKind | None,
+    said: int = 0,
 ) -> Generator[Token]:
     if not prompts:
         return
@@ -161,7 +164,7 @@ def _decode(
     kind, width = kind or Dense(), max(map(len, prompts))
     context = model.architecture.context
     context = max(context, width + sampling.max_new_tokens) if kind.endless else context
-    rows = rows_of(prompts, sampling, seeds, stop_ids, context, model.vocab_size, device, guides)
+    rows = rows_of(prompts, sampling, seeds, stop_ids, context, model.vocab_size, device, guides, said)
     columns = width + max(row.limit - row.length for row in rows)
     cache = kind.build(columns, model.architecture) if memory is None else memory.dense
     with without_dropout(model):

@@ -43,6 +43,11 @@ class LoopWatch:
         self._newest = np.full(longest, -1, np.int64)  # the last tokens, newest first
         self._count = 0
 
+    @property
+    def under_way(self) -> int:
+        """How many of the last tokens may prove to be copies: no loop that is found later begins to copy before."""
+        return int(self._runs.max())
+
     def push(self, id: int) -> Loop | None:
         self._runs += 1
         self._runs *= self._newest == id

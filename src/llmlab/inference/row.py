@@ -19,7 +19,7 @@ from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.constrain import Guide
 from llmlab.inference.sampling import Sampling, choose, key_of, process
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "loop", "error"]
 
 NOT_A_NUMBER = "the model's output is not a number: its weights or its activations overflowed"
 
@@ -38,7 +38,9 @@ class History:
     """What one text has said, as far as its sampling asks. Each token costs the same, however long the text is; n-grams
     are searched for in numpy."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocabulary: int, device: torch.device) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], vocabulary: int, device: torch.device, said: int = 0
+    ) -> None:
         self.seen_V: Tensor | None = None  # bool: stands in prompt or answer
         self.counts_V: Tensor | None = None  # float32: how often the answer has said it
         self._gram = sampling.no_repeat_ngram_size
@@ -46,7 +48,8 @@ class History:
             self.seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
             self.seen_V[list(prompt)] = True
         if sampling.counts:
-            self.counts_V = torch.zeros(vocabulary, device=device)
+            answer = torch.tensor(list(prompt[len(prompt) - said :]), dtype=torch.int64)
+            self.counts_V = torch.bincount(answer, minlength=vocabulary).float().to(device)
         self._ids_T = np.array(prompt if self._gram else [], dtype=np.int64)
         self._length = len(self._ids_T)
 
@@ -149,8 +152,10 @@ def rows_of(
     vocabulary: int,
     device: torch.device | None = None,
     guides: Sequence[Guide | None] | None = None,
+    said: int = 0,
 ) -> list[Row]:
-    """The rows at their start, after a look at what was given.
+    """The rows at their start, after a look at what was given. The last `said` ids of each prompt belong to its answer,
+    which goes on: they count for its length and for what it has said.
 
     Errors: InputError for a prompt that is empty or leaves no room for an answer, for biases of ids outside the
     vocabulary, and for a constraint that nobody has made a guide of.
@@ -171,8 +176,9 @@ def rows_of(
         outside = next((id for id in (min(prompt), max(prompt)) if not 0 <= id < vocabulary), None)
         if outside is not None:
             raise InputError(place, f"{outside} is outside the vocabulary of {vocabulary}")
-        limit, least = min(size + sampling.max_new_tokens, context), size + sampling.min_new_tokens
-        history = History(sampling, prompt, vocabulary, device or torch.device("cpu"))
+        asked = size - said
+        limit, least = min(asked + sampling.max_new_tokens, context), asked + sampling.min_new_tokens
+        history = History(sampling, prompt, vocabulary, device or torch.device("cpu"), said)
         rows.append(Row(index, sampling, stops, key_of(seed), size, limit, least, history, guide))
     return rows
 

@@ -221,32 +221,49 @@ class LanguageModel:
 
     # ------------------------------------------------------------ text
 
-    def generate(self, text: str, search: Any = None, cache: Any = None, **settings: Any) -> str:
-        """How `text` goes on: the continuation only. Settings are the fields of `Sampling`. `search` and `cache` are
-        kinds of `inference.search` and `inference.caches`, as sections, mappings or names; both take the plain path.
+    def generate(self, text: str, search: Any = None, cache: Any = None, on_loop: Any = None, **settings: Any) -> str:
+        """How `text` goes on: the continuation only. Settings are the fields of `Sampling`. `search`, `cache` and
+        `on_loop` are kinds of `inference.search`, `inference.caches` and `inference.on_loop`, as sections, mappings or
+        names; the first two take the plain path.
         """
         if search is not None:
-            return self.hypotheses(text, search, cache, **settings)[0].text
-        return self.reply(self.prompt(text), _sampling(settings), ways=_ways(cache=cache)).read()
+            return self.hypotheses(text, search, cache, on_loop, **settings)[0].text
+        return self.reply(self.prompt(text), _sampling(settings), ways=_ways(cache=cache, on_loop=on_loop)).read()
 
-    def chat(self, messages: Sequence[Message], search: Any = None, cache: Any = None, **settings: Any) -> str:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        search: Any = None,
+        cache: Any = None,
+        on_loop: Any = None,
+        **settings: Any,
+    ) -> str:
         """The assistant's answer to messages `{"role": ..., "content": ...}`, by the model's chat template; the rest as
         in `generate`."""
         if search is not None:
-            return self.hypotheses(messages, search, cache, **settings)[0].text
-        return self.reply(self.prompt(messages), _sampling(settings), ways=_ways(cache=cache)).read()
+            return self.hypotheses(messages, search, cache, on_loop, **settings)[0].text
+        return self.reply(self.prompt(messages), _sampling(settings), ways=_ways(cache=cache, on_loop=on_loop)).read()
 
-    def stream(self, prompt: str | Sequence[Message], search: None = None, cache: Any = None, **settings: Any) -> Reply:
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        search: None = None,
+        cache: Any = None,
+        on_loop: Any = None,
+        **settings: Any,
+    ) -> Reply:
         """Pieces of what `generate` (for a text) or `chat` (for messages) answers, as they come. What is searched for
         is not known before the end: InputError."""
-        return self.reply(self.prompt(prompt), _sampling(settings), ways=_ways(search=search, cache=cache))
+        return self.reply(
+            self.prompt(prompt), _sampling(settings), ways=_ways(search=search, cache=cache, on_loop=on_loop)
+        )
 
     def hypotheses(
-        self, prompt: str | Sequence[Message], search: Any, cache: Any = None, **settings: Any
+        self, prompt: str | Sequence[Message], search: Any, cache: Any = None, on_loop: None = None, **settings: Any
     ) -> list[Found]:
         """All that a search ends with, best first: of a beam search the ended texts, at most as many as beams; of
         best_of all that was drawn. Errors: InputError for settings that the search cannot mind."""
-        ways = _ways(search=search, cache=cache)
+        ways = _ways(search=search, cache=cache, on_loop=on_loop)
         if ways.search is None:
             raise InputError("search", "is missing", "beam, contrastive or best_of")
         self.alone(ways)
@@ -264,13 +281,14 @@ class LanguageModel:
 
     def _found(self, ids: Sequence[int], sampling: Sampling, search: Search, front: Front) -> list[Found]:
         guide = self.guide(sampling)
-        return found(search, front, ids, sampling, self.stop_ids, self.tokenizer, self.starts(ids, guide), guide)
+        starts = self.starts(ids, sampling)
+        return found(search, front, ids, sampling, self.stop_ids, self.tokenizer, starts, guide)
 
-    def starts(self, prompt: Sequence[int], guide: Guide | None) -> bool:
+    def starts(self, prompt: Sequence[int], sampling: Sampling) -> bool:
         """Whether an answer to this prompt is a text from its beginning. A guide counts every byte, a space of spelling
         too, and lets none come that its form does not have."""
         first = bool(self.bundle.architecture.encoder_layers) or self.tokenizer.special_ids.issuperset(prompt)
-        return first and self.tokenizer.spells_space and guide is None
+        return first and self.tokenizer.spells_space and sampling.constraint is None
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The ids the model starts from. Raw text begins with bos if and only if the tokenizer's file says that this
@@ -302,8 +320,9 @@ class LanguageModel:
         ways: Ways | None = None,
     ) -> dict[str, Any]:
         """Generate, and say how it went: text, tokens, tokens_per_second (of decoding only: the first token belongs to
-        the prompt), prefill_tokens_per_second, finish_reason, and the weights used. `chat`: `text` is a user's message,
-        after `system`. What is searched for comes at once, with its score."""
+        the prompt), prefill_tokens_per_second, finish_reason, and the weights used; under `on_loop` also `loops`
+        [{start, period, text}] and how many tokens were `thrown_away`. `chat`: `text` is a user's message, after
+        `system`. What is searched for comes at once, with its score."""
         if system is not None and not chat:
             raise InputError("system", "a system prompt means something in a chat only", "add --chat")
         if chat and not text.strip():
@@ -319,12 +338,20 @@ class LanguageModel:
         return {
             "text": reply.text,
             "tokens": len(reply.ids),
-            "tokens_per_second": _rate(len(reply.ids) - 1, reply.decode_seconds),
+            "tokens_per_second": _rate(reply.drawn - 1, reply.decode_seconds),
             "prefill_tokens": len(reply.prompt),
             "prefill_tokens_per_second": _rate(len(reply.prompt), reply.prefill_seconds),
             "finish_reason": reply.finish_reason,
             "weights": self.why if ways is None or ways.cache is None else self._plainly,
+            **({} if ways is None or ways.on_loop is None else self._looped(reply)),
         }
+
+    def _looped(self, reply: Reply) -> dict[str, Any]:
+        loops = [
+            {"start": loop.start, "period": len(loop.ids), "text": self.tokenizer.decode(loop.ids)}
+            for loop in reply.loops
+        ]
+        return {"loops": loops, "thrown_away": reply.drawn - len(reply.ids)}
 
     @property
     def _plainly(self) -> str:
