@@ -62,6 +62,7 @@ class Stop(_OnLoop):
 
     def watch(self, answer: Watched) -> Generator[int]:
         yield from answer.until_loop(answer.draw([], answer.sampling))
+        yield from answer.rest()
 
 
 class Resample(_OnLoop):
@@ -83,9 +84,9 @@ class Resample(_OnLoop):
     def watch(self, answer: Watched) -> Generator[int]:
         yield from answer.until_loop(answer.draw([], answer.sampling))
         for left in range(self.tries):
-            if answer.finish_reason != "loop":
-                return
-            yield from answer.until_loop(self._another_way(answer, left))
+            if answer.finish_reason == "loop":
+                yield from answer.until_loop(self._another_way(answer, left))
+        yield from answer.rest()
 
     def _another_way(self, answer: Watched, left: int) -> Generator[Token]:
         """The answer from its last cut on. Its noise is that of its seed and of how many loops it has `left`."""
@@ -143,7 +144,8 @@ class Watched:
             yield token.id
 
     def until_loop(self, tokens: Generator[Token]) -> Generator[int]:
-        """What is drawn, to its end or to that of the first saying of a loop, `finish_reason` then being `loop`."""
+        """What is drawn, to its end or to a loop, all copies of which are cut off, `finish_reason` then being `loop`;
+        what may prove to be a copy of something else is the `rest`."""
         watch = LoopWatch(self._how)
         for id in self.said:
             watch.push(id)
@@ -156,8 +158,10 @@ class Watched:
                 tokens.close()
                 self._cut(loop)
                 break
-            if token.finish_reason is None:
-                yield from self._up_to(len(self.said) - watch.under_way)
+            yield from self._up_to(len(self.said) - watch.under_way)
+
+    def rest(self) -> Generator[int]:
+        """What is still held back."""
         yield from self._up_to(len(self.said))
 
     def _up_to(self, end: int) -> Generator[int]:
@@ -173,6 +177,8 @@ class Watched:
         end, most = loop.start + loop.period, loop.start + 2 * loop.period - 1
         while end < most and self._closes(self.said[end]):
             end += 1
+        # Another way may go on with copies that the last one had left, and that were given out for that reason.
+        end = max(end, self._given)
         self.thrown, self.copied = len(self.said) - end, self.said[end]
         del self.said[end:]
         self.finish_reason = "loop"
