@@ -15,9 +15,7 @@ Speculate = Annotated[
 ]
 OnLoop = Annotated[
     str | None,
-    typer.Option(
-        "--on-loop", help="Where it repeats itself: stop, resample, warn, or '{kind: stop, repeats: 4}'."
-    ),
+    typer.Option("--on-loop", help="Where it repeats itself: stop, resample, warn, or '{kind: stop, repeats: 4}'."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]

@@ -58,8 +58,8 @@ def evaluate_model(
     run's own held-out text and seed are taken, so nothing it was trained on is asked. Errors: InputError for an unknown
     task, and for a task without its file.
     """
-    held_out = _held_out_beside(bundle)
-    seed = _seed_beside(bundle) if seed is None else seed
+    held_out = held_out_beside(bundle)
+    seed = seed_beside(bundle) if seed is None else seed
     chosen = names or _standard(bundle, data, held_out)
     results: list[Result] = []
     for name in chosen:
@@ -103,11 +103,11 @@ def _task_for(data: Path) -> str:
     return "pairs" if "chosen" in first else "multiple_choice"
 
 
-def _held_out_beside(bundle: Bundle) -> list[Ids] | None:
+def held_out_beside(bundle: Bundle) -> list[Ids] | None:
     """The held-out text of the run whose stage this model was read from, if it was and the tokenizer is the same."""
     if bundle.tokenizer is None:
         return None
-    for parent in _around(bundle):
+    for parent in around(bundle):
         folder = parent / "tokenizer" / "held_out"
         if (folder / "index.json").is_file():
             shards = TokenShards(folder)
@@ -119,16 +119,16 @@ def _held_out_beside(bundle: Bundle) -> list[Ids] | None:
     return None
 
 
-def _seed_beside(bundle: Bundle) -> int:
+def seed_beside(bundle: Bundle) -> int:
     """The seed of the run that this model comes from, else 0. What is held out depends on it."""
-    for parent in _around(bundle):
+    for parent in around(bundle):
         if (parent / "recipe.yaml").is_file():
             seed = read_yaml(parent / "recipe.yaml").get("seed")
             return seed if isinstance(seed, int) else 0
     return 0
 
 
-def _around(bundle: Bundle) -> list[Path]:
+def around(bundle: Bundle) -> list[Path]:
     """Where a run's folder may be, seen from its stage's model."""
     origin = Path(bundle.origin)
     return [origin, *origin.parents][:4]

@@ -21,8 +21,19 @@ def repetition(ids: Ids, n: int = 4) -> float:
 
 def distinct(texts: Sequence[Ids], n: int = 2) -> float:
     """distinct-n over a set of answers: different n-grams over all n-grams (Li et al. 2016); 0 if there are none."""
-    grams = [gram for ids in texts for gram in _grams(ids, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    new, every = distinct_parts(texts, n)
+    return sum(new) / sum(every) if sum(every) else 0.0
+
+
+def distinct_parts(texts: Sequence[Ids], n: int = 2) -> tuple[list[int], list[int]]:
+    """Of each text: how many different n-grams it has that no text before it had, and how many it has at all."""
+    seen, new, every = set[tuple[int, ...]](), list[int](), list[int]()
+    for ids in texts:
+        grams, before = _grams(ids, n), len(seen)
+        seen.update(grams)
+        new.append(len(seen) - before)
+        every.append(len(grams))
+    return new, every
 
 
 def copied(ids: Ids, prompt: Ids, n: int = 4) -> float:
@@ -38,10 +49,15 @@ def self_bleu(texts: Sequence[Ids], n: int = 4) -> float:
     """Mean BLEU of each text against all the others (Zhu et al. 2018, Texygen, arXiv 1802.01886): 1 where all are one
     text, near 0 where they share nothing. A precision of 0 counts as half a match (Chen & Cherry 2014, method 1, with
     a half as their constant). 0 for fewer than two texts."""
+    return sum(self_bleus(texts, n)) / len(texts) if texts else 0.0
+
+
+def self_bleus(texts: Sequence[Ids], n: int = 4) -> list[float]:
+    """The same of each text; 0 of a text that stands alone."""
     if len(texts) < 2:
-        return 0.0
+        return [0.0 for _ in texts]
     counts = [[Counter(_grams(ids, order)) for order in range(1, n + 1)] for ids in texts]
-    return sum(_bleu(row, texts, counts) for row in range(len(texts))) / len(texts)
+    return [_bleu(row, texts, counts) for row in range(len(texts))]
 
 
 def _bleu(row: int, texts: Sequence[Ids], counts: Sequence[Sequence[Counter[tuple[int, ...]]]]) -> float:
