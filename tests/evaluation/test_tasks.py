@@ -175,7 +175,7 @@ def test_the_held_out_text_of_its_run_is_found_beside_a_model(bundle, shards, to
     found = evaluate_model(load_model(folder), limit=3)["tasks"]
     assert found[0]["metric"] == "bits_per_byte"
     other = train_tokenizer(BPE(vocab_size=270), iter(TEXTS))
-    assert harness._held_out_beside(Bundle(bundle.model, other, bundle.architecture, str(folder))) is None
+    assert harness.held_out_beside(Bundle(bundle.model, other, bundle.architecture, str(folder))) is None
 
 
 # ---------------------------------------------------------------- every policy

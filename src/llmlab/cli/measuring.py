@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmlab.cli.arguments import AsJson, Device, Model, Weights, answer
+from llmlab.cli.arguments import AsJson, Device, Model, Weights, answer, load_model, notice
 
 
 def evaluate(
@@ -39,3 +39,26 @@ def xray(model: Model, as_json: AsJson = False) -> None:
 
     found = probe(open_policy(model).model)
     answer(as_json, {"model": model, "findings": plain(found)}, table(found))
+
+
+def diagnose(
+    model: Model,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The text it was trained on, or some; a run's own by default.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Sizes, such as texts=32 new_tokens=200.")
+    ] = None,
+    weights: Weights = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Why a model repeats itself, and what helps: causes and remedies tried on it, with figures."""
+    from llmlab.degeneration.diagnosis import Diagnosing
+    from llmlab.degeneration.diagnosis import diagnose as find
+    from llmlab.degeneration.table import table
+    from llmlab.recipe import override, parse
+
+    sizes = parse(Diagnosing, override(Diagnosing, {}, settings or []), "diagnose")
+    found = find(load_model(model, weights, device), data, sizes, notice)
+    answer(as_json, found, table(found))
