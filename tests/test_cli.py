@@ -64,6 +64,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "@", "--prompt", "x", "--search", "beam", "--temperature", "2"], "cannot go with beam search"),
         (["generate", "@", "--prompt", "x", "--cache", "{kind: rolling, window: -1}"], "generate.cache.window: got -1"),
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
+        (["continue", "none.txt", "--model", "@"], "none.txt: cannot be read: No such file"),
+        (["continue", "@/model.safetensors", "--model", "@"], "is 0: this is no text"),
+        (["continue", "@/config.json", "--model", "@", "--window", "0"], "--window: 0 keeps nothing"),
+        (["continue", "@/config.json", "--model", "@", "--window", "999"], "does not fit the context of 256"),
+        (["continue", "@/config.json", "--model", "@", "--temperature", "-1"], "continue.temperature: got -1"),
+        (["continue", "@/config.json", "--model", "smolm"], "smollm2"),
         (["chat", "@", "--temperature", "abc"], "--temperature"),
         (["chat", "@", "--device", "gpu"], "device: unknown value 'gpu'"),
         (["evaluate", "@", "--device", "cpu:7"], "device: 'cpu:7' is not available on this machine"),
@@ -167,6 +173,19 @@ def test_generate_searches_over_a_cache(tiny: Path) -> None:
     plain, answer = llmlab(*asked), json.loads(llmlab(*asked, "--json").stdout.splitlines()[-1])
     assert plain.stdout.decode().rstrip("\n") == answer["text"].rstrip("\n")
     assert {"score", "tokens", "tokens_per_second", "prefill_tokens_per_second", "finish_reason"} <= set(answer)
+
+
+def test_continue_goes_on_with_a_file_past_the_context(tiny: Path, tmp_path: Path) -> None:
+    (path := tmp_path / "a.txt").write_text("a whale is not a fish " * 200)
+    asked = ["continue", str(path), "--model", str(tiny), "--max-new-tokens", "300", "--min-new-tokens", "300"]
+    asked += ["--window", "60", "--sinks", "2"]
+    plain, answer = llmlab(*asked), json.loads(llmlab(*asked, "--json").stdout.splitlines()[-1])
+    assert plain.stdout.decode().rstrip("\n") == answer["text"].rstrip("\n")
+    assert {"text", "tokens", "finish_reason", "read_tokens", "read_from_byte", "peak_cache_bytes"} <= set(answer)
+    assert answer["tokens"] == 300
+    assert 0 < answer["read_tokens"] <= 62
+    assert answer["read_from_byte"] > 0
+    assert path.read_text() == "a whale is not a fish " * 200
 
 
 def test_chat_from_a_pipe(tiny: Path) -> None:

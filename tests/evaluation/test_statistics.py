@@ -81,6 +81,23 @@ def test_the_mean_interval_covers_what_it_says():
     assert 0.88 < np.mean(covered) < 0.92
 
 
+def test_a_slope_is_that_of_least_squares_with_students_interval():
+    """The interval by the tables: t(0.975, 3) = 3.182446."""
+    found = statistics.slope([1, 2, 3, 4, 5], [2.1, 3.9, 6.2, 7.8, 10.1])
+    assert found.value == pytest.approx(np.polyfit([1, 2, 3, 4, 5], [2.1, 3.9, 6.2, 7.8, 10.1], 1)[0])
+    assert (found.low, found.high) == pytest.approx((1.799939, 2.180061), abs=1e-6)
+    assert statistics.slope([0, 1], [0, 3]).interval == [None, None]
+    with pytest.raises(ValueError, match="one and the same"):
+        statistics.slope([2, 2, 2], [1, 2, 3])
+
+
+def test_a_slopes_interval_covers_what_it_says():
+    rng = np.random.default_rng(0)
+    x = np.arange(12.0)
+    found = [statistics.slope(x, 0.3 * x + rng.normal(0, 2, 12)) for _ in range(2000)]
+    assert sum(one.low <= 0.3 <= one.high for one in found) / 2000 == pytest.approx(0.95, abs=0.015)
+
+
 def test_the_paired_bootstrap_is_a_plain_loop_over_resamples():
     rng = np.random.default_rng(5)
     a, b, weights = rng.normal(size=23), rng.normal(size=23), rng.uniform(1, 9, 23)

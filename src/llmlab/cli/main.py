@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from llmlab.cli import learning, measuring, recipes, talking, weights
+from llmlab.cli import learning, measuring, reading, recipes, talking, weights
 from llmlab.errors import InputError, LlmlabError
 
 
@@ -40,11 +40,12 @@ VERBS = (
     *(recipes.run, recipes.compare, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
+    reading.continue_,
     *(measuring.evaluate, measuring.diagnose, measuring.xray),
     learning.handbook,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(verb.__name__.rstrip("_"))(verb)  # `continue` is a word of Python's own
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def sampling_options(**defaults: Any) -> Callable[[Callable[..., None]], Callabl
         @functools.wraps(verb)
         def run(**values: Any) -> None:
             given = _settings(**{name: values.pop(name) for name in shared})
-            verb(sampling=_sampling(verb.__name__, given), **values)
+            verb(sampling=_sampling(verb.__name__.rstrip("_"), given), **values)
 
         run.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}

@@ -59,6 +59,24 @@ def mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     return Estimate(centre, centre - half, centre + half, n)
 
 
+def slope(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """How much y grows with each x on the straight line of least squares, with Student's t interval; two points alone
+    have an infinite one."""
+    across, up = _finite(x), _finite(y)
+    if across.shape != up.shape:
+        raise ValueError(f"{len(across)} and {len(up)} values cannot be paired")
+    n, apart = len(across), across - across.mean()
+    spread = float(apart @ apart)
+    if not spread:
+        raise ValueError("all x are one and the same")
+    value = float(apart @ up) / spread
+    if n == 2:
+        return Estimate(value, -math.inf, math.inf, 2)
+    left = up - up.mean() - value * apart
+    half = t_quantile(0.5 + confidence / 2, n - 2) * math.sqrt(float(left @ left) / (n - 2) / spread)
+    return Estimate(value, value - half, value + half, n)
+
+
 def ratio(
     sums: ArrayLike, weights: ArrayLike, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES
 ) -> Estimate:

@@ -67,6 +67,14 @@ class Answering:
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()
 
+    @staticmethod
+    def nbytes(architecture: Architecture, rows: int, tokens: int, number: int = 4) -> int:
+        """Bytes of what is kept of so many prompts of so many tokens, beside the cache of the answers: the encoder's
+        output, and once the first token is out each layer's keys and values of it."""
+        a = architecture
+        keys = 2 * a.layers * a.keyed.key_heads * a.keyed.width(a.dim)
+        return rows * tokens * (a.dim + keys) * number
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Row i becomes what was row `rows[i]`; the others are dropped."""
         self.memory = self.memory.rows(rows)

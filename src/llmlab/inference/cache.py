@@ -19,6 +19,10 @@ from llmlab.model.places import Places
 class RowCache(Cache, Protocol):
     """A cache whose rows may leave, change places and be doubled, for texts that grow together."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held: keys, values, places and states, whether columns are in use or not."""
+
     def room(self) -> int:
         """How many columns the next forward pass may bring."""
 
@@ -41,6 +45,13 @@ class DenseCache:
         self._keys: dict[int, Tensor] = {}  # layer -> [B, G, capacity, K]
         self._values: dict[int, Tensor] = {}
         self._states: dict[int, tuple[Tensor, ...]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, of keys and values, places and states; 0 before the first tokens arrive."""
+        places = [] if self._places is None else tensors(self._places)
+        states = [part for state in self._states.values() for part in state]
+        return sum(buffer.nbytes for buffer in (*self._keys.values(), *self._values.values(), *places, *states))
 
     def room(self) -> int:
         """How many columns are free."""

@@ -30,6 +30,10 @@ class Int8Cache:
     def length(self) -> int:
         return self.codes.length
 
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
     def room(self) -> int:
         return self.codes.room()
 

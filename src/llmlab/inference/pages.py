@@ -10,8 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from llmlab.model.transformer import Architecture
+
 PAGE = 16
+BF16 = 2  # bytes of a number, as the native step holds it
 Key = tuple[int, tuple[int, ...]]  # (serial of the page before, 0 at the start; its tokens)
+
+
+def nbytes(architecture: Architecture, pages: int, number: int = BF16) -> int:
+    """Bytes of the keys and values of so many pages, in numbers of so many bytes: all that a pool ever takes. Errors:
+    InputError for a model that keeps no keys."""
+    a = architecture
+    return pages * PAGE * a.layers * 2 * a.keyed.key_heads * a.keyed.width(a.dim) * number
 
 
 class Pages:

@@ -15,14 +15,14 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.errors import InputError
 from llmlab.inference.batching import Batching
 from llmlab.inference.cache import PromptCache
-from llmlab.inference.caches import CacheKind
+from llmlab.inference.caches import CacheKind, Dense
 from llmlab.inference.choice import Choice
 from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
 from llmlab.inference.engine import require_continuing
 from llmlab.inference.front import DecoderFront, Front, TimedFront
 from llmlab.inference.paged_front import PagedFront
-from llmlab.inference.pages import PAGE
+from llmlab.inference.pages import PAGE, nbytes
 from llmlab.inference.plain_step import PlainModel, unpaged
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.search import Found, Search, found
@@ -218,6 +218,15 @@ class LanguageModel:
         if not all(ids):
             raise InputError(f"text {ids.index([]) + 1}", "is empty", "this tokenizer puts no token around a text")
         return embed(self.model, ids, pooling)
+
+    def cache_bytes(self, tokens: int, cache: CacheKind | None = None) -> int:
+        """What keys and values of one text take that may grow to so many tokens, in bytes: of a cache of this kind, or
+        of the pages or the dense cache that there are without one."""
+        a = self.bundle.architecture
+        if cache is None and self._native is not None:
+            return nbytes(a, -(-tokens // PAGE))
+        number = next(self.model.parameters()).element_size()
+        return (cache or Dense()).nbytes(a, 1, tokens, number)
 
     # ------------------------------------------------------------ text
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -38,21 +38,43 @@ class Cache(Protocol):
         """Keep that state."""
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """A run of the keys' columns that share one numbering, and where the new tokens and these keys stand in it."""
+
+    columns: slice
+    queries: Places
+    keys: Places
+
+
 @runtime_checkable
 class Renumbering(Protocol):
-    """A cache that gives tokens other places as the text goes on: `extend` answers where all stand by now. It holds
-    keys before they are turned; they are turned anew in every pass."""
+    """A cache that numbers tokens anew as the text goes on, and forgets: of what it answers a token sees the `window`
+    newest, itself included, and the first `sinks`. It holds keys before they are turned; they are turned in every pass.
+    """
 
-    def renumber(self, at: Places) -> Places:
-        """Where the new tokens stand within the cache."""
+    window: int
+    sinks: int
+
+    def numbered(self, at: Places, keys: Places) -> list[Numbered]:
+        """The columns of all `keys`, which `extend` answered, in runs from the first to the last."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an encoding made of a `Numbered` run: for its queries, and for its keys where they are yet to be turned."""
+
+    columns: slice
+    queries: Any
+    keys: Any = None
 
 
 @dataclass(frozen=True)
 class Sight:
     """What the layers of one forward pass share: where the new tokens stand, what they see, and how they are told.
 
-    `mask` is bool or additive float, [B, 1 or H, T, S]; `prepared` is what the encoding made of the places, and
-    `prepared_keys` of those of all keys, where a cache holds them unturned.
+    `mask` is bool or additive float, [B, 1 or H, T, S]; `prepared` is what the encoding made of the places. Where a
+    cache numbers tokens anew, `runs` has that for each of its runs of columns.
     """
 
     at: Places
@@ -62,7 +84,12 @@ class Sight:
     cache: Cache | None = None
     role: Role = None
     strict: bool = False  # whether a token may see nothing at all, not even itself
-    prepared_keys: Any = None
+    runs: tuple[Told, ...] = ()
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """All columns in runs: one where nothing was numbered anew."""
+        return self.runs or (Told(slice(None), self.prepared),)
 
 
 class Mixer(nn.Module, ABC):
@@ -70,6 +97,15 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, sight: Sight, layer: int) -> Tensor: ...
+
+
+class Held(NamedTuple):
+    """Numbers that a layer leaves in a cache, for one text: so many heads of so wide a key and value for each token, or
+    a state of so many numbers, whatever the length."""
+
+    heads: int = 0
+    width: int = 0
+    state: int = 0
 
 
 class MixerPart(Section, ABC):
@@ -83,6 +119,10 @@ class MixerPart(Section, ABC):
     @abstractmethod
     def width(self, dim: int) -> int:
         """The width K of a head; an impossible shape is an `InputError`."""
+
+    @abstractmethod
+    def held(self, dim: int) -> Held:
+        """What a cache holds of it."""
 
     @abstractmethod
     def build(self, dim: int, norm: LayerNorm | RMSNorm) -> Mixer: ...
@@ -113,6 +153,9 @@ class _Part(MixerPart, ABC):
         if self.heads % self.key_heads:
             raise InputError("model.attention.kv_heads", f"{self.key_heads} does not divide {self.heads} heads")
         return self.head_dim or dim // self.heads
+
+    def held(self, dim: int) -> Held:
+        return Held(heads=self.key_heads, width=self.width(dim))
 
     @property
     def biased_output(self) -> bool:
@@ -179,22 +222,25 @@ class Attention(Mixer):
         v_BGTK = self._heads(self.value(x_BTD, sight.role), self.key_heads)
         if self.key_norm is not None:
             k_BGTK = self.key_norm(k_BGTK)
-        if sight.prepared_keys is None or sight.cache is None:
+        if not sight.runs or sight.cache is None:
             k_BGTK = sight.position.key(k_BGTK, sight.prepared)
             return (k_BGTK, v_BGTK) if sight.cache is None else sight.cache.update(layer, k_BGTK, v_BGTK)
         k_BGSK, v_BGSK = sight.cache.update(layer, k_BGTK, v_BGTK)
-        return sight.position.key(k_BGSK, sight.prepared_keys), v_BGSK
+        if sight.position.turns:
+            turned = [sight.position.key(k_BGSK[:, :, run.columns], run.keys) for run in sight.runs]
+            k_BGSK = turned[0] if len(turned) == 1 else torch.cat(turned, 2)
+        return k_BGSK, v_BGSK
 
     def attend(self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight, layer: int) -> Tensor:
         """What the queries of `x_BTD` take from these keys and values, [B, T, D]."""
         q_BHTK = self._heads(self.query(x_BTD, sight.role), self.heads)
         if self.query_norm is not None:
             q_BHTK = self.query_norm(q_BHTK)
-        q_BHTK = sight.position.query(q_BHTK, sight.prepared)
         mask = sight.mask.to(q_BHTK.dtype) if sight.mask.is_floating_point() else sight.mask
-        if sight.position.content or sight.strict:
+        if sight.position.content or sight.strict or len(sight.told) > 1:
             mixed_BHTK = self._shown(q_BHTK, k_BGSK, v_BGSK, mask, sight, layer)
         else:
+            q_BHTK = sight.position.query(q_BHTK, sight.told[0].queries)
             mixed_BHTK = F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, mask, scale=self.scale, enable_gqa=self.key_heads != self.heads
             )
@@ -202,15 +248,18 @@ class Attention(Mixer):
         return y
 
     def _shown(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor, sight: Sight, layer: int) -> Tensor:
-        """The same with the weights in the open, for encodings that look at queries, keys or weights. A token that
-        sees nothing takes nothing."""
+        """The same with the weights in the open: for encodings that look at queries, keys or weights, and for keys in
+        several runs, each of which has the queries turned its own way. A token that sees nothing takes nothing."""
         if self.key_heads != self.heads:
             k_BGSK, v_BGSK = (x.repeat_interleave(self.heads // self.key_heads, 1) for x in (k_BGSK, v_BGSK))
         position = sight.position
-        scores = q_BHTK @ k_BGSK.transpose(2, 3)
-        if (by_place := position.scores(layer, q_BHTK, k_BGSK, sight.prepared)) is not None:
-            scores = scores + by_place
-        scores = scores * self.scale
+        by_run = []
+        for run in sight.told:
+            turned_BHTK, k_BHSK = position.query(q_BHTK, run.queries), k_BGSK[:, :, run.columns]
+            scores = turned_BHTK @ k_BHSK.transpose(2, 3)
+            by_place = position.scores(layer, turned_BHTK, k_BHSK, run.queries)
+            by_run.append(scores if by_place is None else scores + by_place)
+        scores = torch.cat(by_run, -1) * self.scale
         if mask.is_floating_point():
             scores, mask = scores + mask, mask > float("-inf")
         # The lowest finite number and not -inf: a row that sees nothing must have a gradient of zero, not NaN.
@@ -218,8 +267,11 @@ class Attention(Mixer):
         scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
         weights = scores.softmax(-1).masked_fill(~mask, 0.0).to(v_BGSK.dtype)
         mixed = weights @ v_BGSK
-        extra = position.values(layer, weights, v_BGSK, sight.prepared)
-        return mixed if extra is None else mixed + extra
+        for run in sight.told:
+            columns = run.columns
+            extra = position.values(layer, weights[..., columns], v_BGSK[:, :, columns], run.queries)
+            mixed = mixed if extra is None else mixed + extra
+        return mixed
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)
@@ -243,6 +295,10 @@ class LinearAttention(MixerPart):
 
     def width(self, dim: int) -> int:
         return MultiHead(heads=self.heads).width(dim)
+
+    def held(self, dim: int) -> Held:
+        width = self.width(dim)
+        return Held(state=self.heads * width * (width + 1))
 
     def build(self, dim: int, norm: LayerNorm | RMSNorm) -> ChunkedLinearAttention:
         return ChunkedLinearAttention(dim, self.heads, self.width(dim), self.chunk)

@@ -13,7 +13,7 @@ special case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Places:
     """Three int64 tensors [B, T]: `position` for the encoding ([B, T, 2] where it counts two axes), `order` and
-    `document` for the mask rule. `segment` [B, T] says which text of a pair a token belongs to, where that is known."""
+    `document` for the mask rule. `segment` [B, T] says which text of a pair a token belongs to, where that is known.
+    `held` is how many tokens of a text are in reach at most, where a cache forgets."""
 
     position: Tensor
     order: Tensor
     document: Tensor
     segment: Tensor | None = None
+    held: int | None = field(default=None, kw_only=True)
 
     @staticmethod
     def causal(rows: int, length: int, device: torch.device | None = None, start: int = 0) -> Places:
@@ -87,11 +89,16 @@ class Places:
     def __getitem__(self, index: Any) -> Places:
         """Index rows and columns as in a tensor [B, T]."""
         segment = None if self.segment is None else self.segment[index]
-        return Places(self.position[index], self.order[index], self.document[index], segment)
+        return Places(self.position[index], self.order[index], self.document[index], segment, held=self.held)
 
     def to(self, device: torch.device) -> Places:
         segment = None if self.segment is None else self.segment.to(device)
         return Places(self.position.to(device), self.order.to(device), self.document.to(device), segment)
+
+    @property
+    def length(self) -> Tensor:
+        """int64, as `position`: how many tokens of its text there are up to each, of those in reach."""
+        return self.position + 1 if self.held is None else (self.position + 1).clamp(max=self.held)
 
     @property
     def segments(self) -> Tensor:

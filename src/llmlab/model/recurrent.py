@@ -13,13 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from llmlab.model.attention import Mixer, MixerPart, Sight, in_order
+from llmlab.model.attention import Held, Mixer, MixerPart, Sight, in_order
 from llmlab.model.linear import Linear
 from llmlab.model.norms import LayerNorm, RMSNorm
 
 
 class _Recurrent(MixerPart, ABC):
     net: ClassVar[Any]  # the module of torch
+    states: ClassVar[int] = 1  # vectors that it carries on
     heads: ClassVar[int] = 1
     hidden: int | None = Field(None, gt=0, description="width of the state; null: dim")
 
@@ -29,6 +30,9 @@ class _Recurrent(MixerPart, ABC):
 
     def width(self, dim: int) -> int:
         return dim
+
+    def held(self, dim: int) -> Held:
+        return Held(state=self.states * (self.hidden or dim))
 
     def build(self, dim: int, norm: LayerNorm | RMSNorm) -> Recurrent:
         return Recurrent(self.net(dim, self.hidden or dim, batch_first=True), dim)
@@ -46,6 +50,7 @@ class LSTM(_Recurrent):
 
     kind: Literal["lstm"] = "lstm"
     net: ClassVar[Any] = nn.LSTM
+    states: ClassVar[int] = 2  # the output and the cell
 
 
 class GRU(_Recurrent):

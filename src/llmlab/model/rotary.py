@@ -215,14 +215,14 @@ class RotaryEncoding(Encoding):
         angle = self._spread(position[..., None].float() * frequencies)[:, None]
         grown = None
         if isinstance(scaling, LogN):
-            length = (position[:, None, :, :1] + 1).float()
+            length = at_q.length.view(position.shape)[:, None, :, :1].float()
             grown = (length.log() / math.log(scaling.trained)).clamp(min=1)
         return Turn(angle.cos() * scaling.factor(), angle.sin() * scaling.factor(), grown)
 
     def _dynamic(self, scaling: DynamicNTK, at_q: Places, at_k: Places) -> Tensor:
         """[B, T, P]: each document's frequencies by its own length."""
         same = at_q.shares_document(at_k)
-        length = torch.where(same, at_k.position[:, None, :] + 1, 0).amax(-1)  # [B, T]
+        length = torch.where(same, at_k.length[:, None, :], 0).amax(-1)  # [B, T]
         if at_k.order.shape[1] > at_q.order.shape[1] and int(length.max()) > scaling.trained:
             problem = f"dynamic turns every key anew past {scaling.trained} tokens, so a cache would be stale there"
             raise InputError("model.position.scaling", problem, "use yarn or ntk, or no cache")

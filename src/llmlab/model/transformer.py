@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmlab.errors import InputError
-from llmlab.model.attention import Cache, GroupedQuery, Renumbering, Sight
+from llmlab.model.attention import Cache, GroupedQuery, Numbered, Renumbering, Sight, Told
 from llmlab.model.block import Block, DeepNorm, Memory, Pre, Wiring, deepnorm, norms_of
 from llmlab.model.embedding import Embedding
 from llmlab.model.encoding import Encoding, PositionPart, Shape
@@ -228,8 +228,6 @@ class Transformer(nn.Module):
         memory: Memory | None = None,
     ) -> Tensor:
         """[B, T, D] after the final norm. With an encoder, `memory` is what `encode` answered."""
-        if isinstance(cache, Renumbering):
-            at = cache.renumber(at)
         keys = at if cache is None else cache.extend(at)
         sights = self._sights(at, keys, cache, role)
         x_BTD = self._embedded(ids_BT, at)
@@ -342,8 +340,18 @@ def sight(
 ) -> Sight:
     """What one kind of layer sees in a forward pass."""
     mask = at.sees(keys, window, sinks, strict)[:, None]
-    prepared = position.prepare(at, keys)
-    if (bias := position.bias(prepared)) is not None:
-        mask = bias.masked_fill(~mask, float("-inf"))
-    anew = position.prepare(keys, keys) if position.turns and isinstance(cache, Renumbering) else None
-    return Sight(at, position, prepared, mask, cache, role, strict, anew)
+    if isinstance(cache, Renumbering):
+        mask = mask & at.sees(keys, cache.window, cache.sinks)[:, None]
+        runs = tuple(_told(position, run) for run in cache.numbered(at, keys))
+        prepared, biases = None, [position.bias(run.queries) for run in runs]
+    else:
+        prepared, runs = position.prepare(at, keys), ()
+        biases = [position.bias(prepared)]
+    if there := [bias for bias in biases if bias is not None]:
+        mask = torch.cat(there, -1).masked_fill(~mask, float("-inf"))
+    return Sight(at, position, prepared, mask, cache, role, strict, runs)
+
+
+def _told(position: Encoding, run: Numbered) -> Told:
+    keys = position.prepare(run.keys, run.keys) if position.turns else None
+    return Told(run.columns, position.prepare(run.queries, run.keys), keys)
