@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from llmlab.cli.arguments import AsJson, Device, Model, Speculate, Weights, answer, load_model, notice, standard_input
+from llmlab.cli.arguments import (
+    AsJson,
+    Device,
+    Model,
+    Rope,
+    Speculate,
+    Weights,
+    answer,
+    load_model,
+    notice,
+    standard_input,
+)
 from llmlab.cli.sampling import sampling_options
 from llmlab.errors import InputError
 from llmlab.quick import uncollected
@@ -31,6 +42,7 @@ def generate(
         str | None, typer.Option("--cache", help="dense, int8, rolling, or '{kind: rolling, window: 1024}'.")
     ] = None,
     speculate: Speculate = None,
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming; what is searched for comes at the end."""
@@ -41,7 +53,7 @@ def generate(
     chosen = [f"{name}={value}" for name, value in (("search", search), ("cache", cache)) if value is not None]
     ways = parse(Ways, override(Ways, {}, chosen), "generate")
     text = prompt if prompt is not None else standard_input()
-    lm = load_model(model, weights, device, speculate)
+    lm = load_model(model, weights, device, speculate, rope)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
@@ -56,6 +68,7 @@ def chat(
     device: Device = "cpu",
     sampling: Any = None,
     speculate: Speculate = None,
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model.
@@ -64,7 +77,7 @@ def chat(
     """
     from llmlab.talk import talk
 
-    lm = load_model(model, weights, device, speculate)
+    lm = load_model(model, weights, device, speculate, rope)
     notice(lm.why)
     turns = talk(lm, sampling, system, quiet=as_json)
     if as_json:
@@ -87,6 +100,7 @@ def serve(
     weights: Weights = "auto",
     device: Device = "cpu",
     speculate: Speculate = None,
+    rope: Rope = None,
     why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,13 +110,13 @@ def serve(
     """
     serving = None if why else _server()
     if serving is None:
-        lm = load_model(model, weights, device)
+        lm = load_model(model, weights, device, rope=rope)
         answer(as_json, {"model": model, "why": lm.why, "explained": lm.explain()}, "\n".join(lm.explain()))
         return
     key = serving.key_of(host, api_key, no_api_key)
     keys = None if key is None else serving.Keys([key])
     bound, address = serving.bind(host, port)
-    lm, name = load_model(model, weights, device, speculate), serving.name_of(model)
+    lm, name = load_model(model, weights, device, speculate, rope), serving.name_of(model)
     if key is not None and api_key is None:
         print(f"API key: {key}", file=sys.stderr, flush=True)
     told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}
