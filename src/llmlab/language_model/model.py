@@ -1,55 +1,40 @@
-"""A language model to use: text in, text out.
-
->>> lm = load("smollm2")
->>> lm.generate("The capital of France is", max_new_tokens=8, temperature=0)
-"""
+"""A model with its tokenizer: what may be asked of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from llmlab import runtime
-from llmlab.adapters.opening import open_policy
-from llmlab.checkpoints.bundle import Bundle, Stored, rescaled
-from llmlab.checkpoints.native import CONFIG, read_json
-from llmlab.checkpoints.where import QUANTIZED
-from llmlab.errors import InputError, unknown
-from llmlab.inference.batching import Batching, Request
+from llmlab.checkpoints.bundle import Bundle
+from llmlab.errors import InputError
+from llmlab.inference.batching import Batching
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.caches import CacheKind
-from llmlab.inference.choice import Choice, choose
+from llmlab.inference.choice import Choice
 from llmlab.inference.constrain import Constrainer, Guide
 from llmlab.inference.embedding import embed
-from llmlab.inference.engine import require_continuing, stream
+from llmlab.inference.engine import require_continuing
 from llmlab.inference.front import DecoderFront, Front, TimedFront
 from llmlab.inference.paged_front import PagedFront
 from llmlab.inference.pages import PAGE
 from llmlab.inference.plain_step import PlainModel, unpaged
-from llmlab.inference.row import FinishReason
 from llmlab.inference.sampling import Sampling
 from llmlab.inference.search import Found, Search, found
-from llmlab.inference.speculative import Draft, Guesser, Lookup, PromptLookup, Speculation
-from llmlab.inference.text import TextStream
+from llmlab.inference.speculative import Draft, Guesser, Lookup, PromptLookup
+from llmlab.language_model.reply import Reply, conversation
+from llmlab.language_model.ways import Speculating, Ways
 from llmlab.model.places import Places
 from llmlab.model.pooling import Pooling
-from llmlab.model.rescaling import Rescaling, read_rescaling
-from llmlab.model.quantized import Int4Linear, use_kernels
 from llmlab.model.transformer import Transformer
-from llmlab.recipe import Section, parse
+from llmlab.recipe import parse
 from llmlab.tokenization.chat import Message, Renderer
 from llmlab.tokenization.tokenizer import Tokenizer
-
-WEIGHTS = ("fp32", "bf16", "int8", "int4", "auto")
 
 # Special tokens by which published models end a text. A file names one of them as eos, and models write the others too.
 ENDS = (
@@ -62,95 +47,6 @@ ENDS = (
     "<end_of_turn>",
     "</s>",
 )
-
-
-def load(
-    name_or_path: str | Path, weights: str | None = None, device: str | None = None, rope: Any = None
-) -> LanguageModel:
-    """The model of a pulled name, a run, stage or model folder, or a .gguf file.
-
-    `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise in groups; `auto` takes int4, or
-    else int8, where the weights are as few bits wide already, so that nothing is lost, else bf16 where the machine
-    multiplies in it, else fp32. Everything but fp32 is for speed and moves the figures a little: texts are made by the
-    native step where it can run the model (`why` says, `explain` more). `logits` speaks of the weights as they then
-    are. A folder of quantised weights stays what it is: fp32 computes with exactly the stored weights, `auto` and its
-    own kind by the native step or PyTorch's kernels.
-    `device`: cpu by default; cuda, mps or auto put the model there, where PyTorch computes.
-    `rope`: rotary angles rescaled for longer texts, as `yarn`, `yarn factor=4`, `{"kind": "yarn", "factor": 4}` or a
-    `model.rescaling.Rescaling`; the context grows by the factor.
-    Errors: InputError for a name that is not known, files that are not sound, other `weights`, a device that is not
-    there, or a model whose angles cannot be rescaled.
-    """
-    kind = weights or "fp32"
-    if kind not in WEIGHTS:  # before a long read
-        raise unknown("weights", kind, WEIGHTS)
-    on, longer = runtime.device(device or "cpu"), None if rope is None else read_rescaling(rope)
-    folder = Path(name_or_path).expanduser()
-    if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == QUANTIZED:
-        return _quantized(folder, kind, on, longer)
-    bundle = open_policy(name_or_path) if longer is None else rescaled(open_policy(name_or_path), longer)
-    if kind == "fp32" and on.type == "cpu":
-        return LanguageModel(bundle)
-    if on.type == "cpu":
-        stored = bundle.made if isinstance(bundle.made, Stored) else Stored.of(bundle.model)
-        choice = choose(stored.skeleton, kind, stored.read)
-        if (fast := choice.model) is not None:
-            why = f"{fast.kind} weights, native step"
-            return LanguageModel(replace(bundle, made=fast), Batching(fast), why, choice)
-    else:
-        choice = Choice(None, f"computes on {on}")
-    if kind == "auto":
-        kind = "fp32" if runtime.autocast_dtype("auto", on) is None else "bf16"
-    made = _converted(bundle.model, kind, on)
-    return LanguageModel(replace(bundle, made=made), why=f"{kind} weights, plain path: {choice.reason}", choice=choice)
-
-
-def _converted(model: Transformer, kind: str, on: torch.device) -> Transformer:
-    if kind == "bf16":
-        model = model.to(torch.bfloat16)
-    elif kind in ("int8", "int4"):
-        from llmlab.compression.quantize import Int4, Int8, quantize_model
-
-        model = quantize_model(model, Int8() if kind == "int8" else Int4())
-        if on.type == "cpu":
-            use_kernels(model)
-    return model.to(on)
-
-
-def _quantized(folder: Path, kind: str, on: torch.device, longer: Rescaling | None) -> LanguageModel:
-    """The model of a folder of quantised weights."""
-    from llmlab.compression.quantize import for_native, load_quantized
-
-    bundle = load_quantized(folder) if longer is None else rescaled(load_quantized(folder), longer)
-    held = "int4" if any(isinstance(module, Int4Linear) for module in bundle.model.modules()) else "int8"
-    if kind not in ("fp32", "auto", held):
-        raise InputError(
-            "weights", f"{folder} holds {held} weights, {kind} cannot be made of them", "open the original"
-        )
-    why = f"the folder's own {held} weights"
-    if kind == "fp32" or on.type != "cpu":
-        bundle.model.to(on)
-        return LanguageModel(bundle, why=f"{why}, exact")
-    stored = for_native(bundle.model)
-    choice = Choice(None, stored) if isinstance(stored, str) else choose(stored.skeleton, held, stored.read)
-    if choice.model is not None:
-        fast = replace(bundle, made=choice.model)
-        return LanguageModel(fast, Batching(choice.model), f"{why}, native step", choice)
-    use_kernels(bundle.model)
-    return LanguageModel(bundle, why=f"{why}, PyTorch's kernels: {choice.reason}", choice=choice)
-
-
-class Ways(Section):
-    """How an answer comes about, beside `Sampling`: what is left null is drawn, token by token, over a dense cache."""
-
-    search: Search | None = Field(None, description="what is looked for instead of one token after another")
-    cache: CacheKind | None = Field(None, description="what keys and values are kept in")
-
-
-class Speculating(Section):
-    """Where guesses come from that save steps."""
-
-    speculate: Speculation = Field(description="where guesses at the next tokens come from")
 
 
 class LanguageModel:
@@ -190,6 +86,8 @@ class LanguageModel:
         if isinstance(chosen, Lookup):
             guesser: Guesser = PromptLookup(chosen.tokens, chosen.ngram)
         else:
+            from llmlab.language_model.opening import load  # which makes what this file defines
+
             draft = load(chosen.model, chosen.weights)
             if draft.batching is None or not self._same_tokens(draft):
                 problem = "keeps no keys" if draft.batching is None else "reads and writes other tokens than the model"
@@ -203,7 +101,7 @@ class LanguageModel:
             a.token_bytes(id) == b.token_bytes(id) for id in range(a.vocab_size)
         )
 
-    def _alone(self, ways: Ways) -> Batching | None:
+    def alone(self, ways: Ways) -> Batching | None:
         """What makes a single text, where that is not the plain engine. Errors: InputError for ways that guesses cannot
         go with."""
         chosen = [f"{way} {part.kind}" for way, part in (("search", ways.search), ("cache", ways.cache)) if part]
@@ -351,7 +249,7 @@ class LanguageModel:
         ways = _ways(search=search, cache=cache)
         if ways.search is None:
             raise InputError("search", "is missing", "beam, contrastive or best_of")
-        self._alone(ways)
+        self.alone(ways)
         with self._front(ways.search, ways.cache) as front:
             return self._found(self.prompt(prompt), _sampling(settings), ways.search, front)
 
@@ -366,9 +264,9 @@ class LanguageModel:
 
     def _found(self, ids: Sequence[int], sampling: Sampling, search: Search, front: Front) -> list[Found]:
         guide = self.guide(sampling)
-        return found(search, front, ids, sampling, self.stop_ids, self.tokenizer, self._starts(ids, guide), guide)
+        return found(search, front, ids, sampling, self.stop_ids, self.tokenizer, self.starts(ids, guide), guide)
 
-    def _starts(self, prompt: Sequence[int], guide: Guide | None) -> bool:
+    def starts(self, prompt: Sequence[int], guide: Guide | None) -> bool:
         """Whether an answer to this prompt is a text from its beginning. A guide counts every byte, a space of spelling
         too, and lets none come that its form does not have."""
         first = bool(self.bundle.architecture.encoder_layers) or self.tokenizer.special_ids.issuperset(prompt)
@@ -412,7 +310,7 @@ class LanguageModel:
             raise InputError("prompt", "is empty")
         ids = self.prompt(conversation(text, system) if chat else text)
         if ways is not None and ways.search is not None:
-            self._alone(ways)
+            self.alone(ways)
             return self._searched(ids, sampling, ways.search, ways.cache, on_text)
         reply = self.reply(ids, sampling, ways=ways)
         for piece in reply:
@@ -457,83 +355,6 @@ class LanguageModel:
             "finish_reason": best.finish_reason,
             "weights": self.why if isinstance(untimed, PagedFront) else self._plainly,
         }
-
-
-class Reply(Iterator[str]):
-    """Iterate for the pieces of an answer. What is known so far: `text`, `ids` (the stop token included),
-    `finish_reason` (None until the end), and seconds that are for reports only."""
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        memory: PromptCache | None,
-        ways: Ways,
-    ) -> None:
-        if ways.search is not None:
-            raise InputError("search", f"{ways.search.kind} search knows its text at the end only", "do not stream it")
-        self.prompt = list(prompt)
-        self.text = ""
-        self.ids: list[int] = []
-        self.finish_reason: FinishReason | None = None
-        self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
-        self._pieces = self._run(lm, sampling, memory, ways.cache, lm._alone(ways))
-
-    def __next__(self) -> str:
-        piece: str = next(self._pieces)
-        self.text += piece
-        return piece
-
-    def read(self) -> str:
-        """The whole text."""
-        for _ in self:
-            pass
-        return self.text
-
-    def close(self) -> None:
-        """Stop here."""
-        self._pieces.close()
-
-    def _run(
-        self,
-        lm: LanguageModel,
-        sampling: Sampling,
-        memory: PromptCache | None,
-        cache: CacheKind | None,
-        batching: Batching | None,
-    ) -> Generator[str]:
-        guide = lm.guide(sampling)
-        text = TextStream(lm.tokenizer, sampling.stop, start=lm._starts(self.prompt, guide))
-        began = time.perf_counter()
-        if batching is not None:
-            tokens = batching.stream(Request(self.prompt, sampling, lm.stop_ids, sampling.seed, guide=guide))
-        else:
-            tokens = stream(
-                lm.model, self.prompt, sampling, lm.stop_ids, sampling.seed, memory=memory, guide=guide, cache=cache
-            )
-        for token in tokens:
-            if not self.ids:
-                self.prefill_seconds, began = time.perf_counter() - began, time.perf_counter()
-            else:
-                self.decode_seconds = time.perf_counter() - began
-            self.ids.append(token.id)
-            self.finish_reason = token.finish_reason
-            if piece := text.push(token.id):
-                yield piece
-            if text.stopped:
-                self.finish_reason = "stop"
-                tokens.close()
-                return
-        if piece := text.finish():
-            yield piece
-
-
-def conversation(text: str, system: str | None = None) -> list[Message]:
-    """One user's message, after the system prompt if there is one."""
-    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": text}]
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
