@@ -27,7 +27,8 @@ def evaluate(
 
     done = evaluate_model(load_model(model, weights, device, rope=rope).bundle, tasks or [], data=data, limit=limit)
     rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
-    answer(as_json, done, "\n".join(rows))
+    tables = [line for task in done["tasks"] if "table" in task for line in ("", *task["table"])]
+    answer(as_json, done, "\n".join([*rows, *tables]))
 
 
 def xray(model: Model, as_json: AsJson = False) -> None:

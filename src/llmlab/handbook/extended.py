@@ -12,6 +12,7 @@ N rows, T queries, S keys, L tokens, C codes, H heads.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.evaluation.rescaled import METHODS, rescaled
+from llmlab.evaluation.rescaled import rescaled
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import VOCABULARY, book, nats, passages
 from llmlab.handbook.question import Figures
@@ -34,7 +35,7 @@ TRAINED, LONG = 64, 4  # tokens of a row, and how many times that a tuning row a
 MULTIPLES = (1, 2, 4, 8)
 LAYERS, DIM, HEADS = 2, 96, 4
 CODES, FIRST, VALUES = 4, 128, 16  # codes of a row, the first one's lowest byte, how many values each may have
-EXAM, FEW = 96, 32  # rows of an exam, and where more would tell nothing new
+EXAM, FEW = 64, 32  # rows of an exam, and where more would tell nothing new
 MEASURES = tuple(
     f"{what}@{times}x"
     for what in ("bits", "needle", "beside", "entropy", "tuned bits", "tuned needle")
@@ -77,17 +78,10 @@ def trained(position: str, seed: int, steps: int, count: int, rate: float, adamw
     return model
 
 
-def read_by(model: Transformer, way: str | None, times: int) -> Transformer:
-    """A copy of the model that reads so many times its length in a way of `evaluation.rescaled`, weights of its own."""
-    if way is None:
-        made = Transformer(model.architecture, model.vocab_size)
-        made.load_state_dict(model.state_dict())
-        return made.eval()
-    assert way in METHODS
-    other = rescaled(model, way, times, TRAINED)
-    made = Transformer(other.architecture, other.vocab_size)
-    made.load_state_dict(model.state_dict())
-    return made.eval()
+def read_by(model: Transformer, way: str | None) -> Transformer:
+    """A copy of the model, weights of its own, that reads LONG times its length in a way of `evaluation.rescaled`."""
+    made = copy.deepcopy(model)
+    return made if way is None else rescaled(made, way, LONG, TRAINED)
 
 
 @torch.no_grad()
@@ -169,10 +163,11 @@ def tuned(model: Transformer, settings: Mapping[str, Any], seed: int) -> None:
 
 
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
-    """An arm of the race: both exams as the way reads, and again after tuning with it."""
+    """An arm of the race: the exams as the way reads, and again after tuning with it, where any is asked for."""
     how = (settings[name] for name in ("steps", "rows", "rate", "adamw_rate"))
-    base = trained(settings["position"], seed, *how)
-    model = read_by(base, settings["way"], LONG)
+    model = read_by(trained(settings["position"], seed, *how), settings["way"])
     found: dict[str, float | str] = {**exams(model, seed), **protocols(model, seed)}
+    if not settings["tuning_steps"]:
+        return found | {name: "is not tuned" for name in MEASURES if name.startswith("tuned")}
     tuned(model, settings, seed)
     return found | {f"tuned {name}": value for name, value in exams(model, seed).items()}
