@@ -40,4 +40,4 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
     start: int = settings["start"]
     mean_by_bin = nats_by_token(model, ids[start:]).view(-1, BIN).mean(1).tolist()
     unread = start // BIN
-    return {name: "is not read" for name in BINS[:unread]} | dict(zip(BINS[unread:], mean_by_bin, strict=True))
+    return dict.fromkeys(BINS[:unread], "is not read") | dict(zip(BINS[unread:], mean_by_bin, strict=True))

@@ -4,6 +4,7 @@ before them: what length itself costs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ class Task(base.Task):
         far = np.array([_by_bin(nats_by_token(model, row), edges) for row in rows])
         curve: list[dict[str, Any]] = [
             {"from": int(start), "to": int(end), **_told("nats", far[:, place])}
-            for place, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+            for place, (start, end) in enumerate(pairwise(edges))
         ]
         results = [
             Result("loss_by_position", "nats_in_last_part", statistics.mean(far[:, -1]), "lower", far[:, -1].tolist())
@@ -82,7 +83,7 @@ class Task(base.Task):
 
 
 def _by_bin(nats_T: Tensor, edges: np.ndarray) -> list[float]:
-    return [float(nats_T[start:end].mean()) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [float(nats_T[start:end].mean()) for start, end in pairwise(edges)]
 
 
 def _told(name: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
