@@ -140,7 +140,7 @@ def test_help_imports_no_torch() -> None:
 
 
 def test_every_preset_is_a_recipe_and_goes_round() -> None:
-    assert set(presets()) >= {"demo", "smoke", "scratch-zh", "adapt-smollm2"}
+    assert set(presets()) >= {"demo", "smoke", "scratch-zh", "adapt-smollm2", "extend-smollm2"}
     for name in presets():
         recipe = read_recipe(name)
         assert recipe.name == name

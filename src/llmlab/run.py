@@ -1,6 +1,7 @@
 """`Run`: the one recipe of a model's life. `stages`: that life in order. `run`: live it.
 
 text -> tokenizer -> pretrain -> sft -> reward -> dpo, ppo -> quantize -> evaluate -> report
+base -> rope -> (text -> its tokenizer -> pretrain) -> sft -> ...
 """
 
 import sys
@@ -18,24 +19,27 @@ from llmlab.alignment.ppo import PPO, ppo
 from llmlab.alignment.preference import DPO, dpo
 from llmlab.alignment.reward import Reward, reward
 from llmlab.alignment.sft import SFT, sft
+from llmlab.checkpoints.bundle import rescaled
+from llmlab.checkpoints.native import save_model
 from llmlab.compression.quantize import Quantize, quantize
 from llmlab.data.chats import chat_files
 from llmlab.data.pairs import pair_files
 from llmlab.data.prompts import prompt_files
 from llmlab.data.shards import TokenShards
 from llmlab.data.text import Text, input_files, prepare_text
-from llmlab.data.tokens import tokenize
+from llmlab.data.tokens import encode, tokenize
 from llmlab.errors import InputError, Stopped, unknown
 from llmlab.evaluation.harness import Evaluate, evaluate
 from llmlab.evaluation.measures import Compare
 from llmlab.evaluation.report import write_report
+from llmlab.model.rescaling import Rescaling
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
 from llmlab.runtime import atomic_text, autocast_dtype, device, disk_full, interruptible, lock, make_deterministic
 from llmlab.stages import Figures, Session, Stage, run_stages
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe
-from llmlab.training.pretrain import Pretrain, pretrain
+from llmlab.training.pretrain import Pretrain, go_on, pretrain
 
 
 class Run(Section):
@@ -50,10 +54,15 @@ class Run(Section):
         "auto", description="of matrix products in training; auto: bf16 where the hardware has it. Weights stay fp32"
     )
     base: str | None = Field(None, description="weights to start from: a pulled name, hf:owner/name, a folder, a .gguf")
+    rope: Rescaling | None = Field(
+        None, description="rotary angles of the base rescaled for longer texts, as yarn or {kind: yarn, factor: 4}"
+    )
     text: Text | None = Field(None, description="the documents to pretrain on")
     tokenizer: TokenizerRecipe | None = Field(None, description="trained on those documents")
     model: Architecture | None = Field(None, description="the architecture, from named parts")
-    pretrain: Pretrain | None = Field(None, description="next-token training on the documents")
+    pretrain: Pretrain | None = Field(
+        None, description="next-token training on the documents; of a base, it goes on training"
+    )
     sft: SFT | None = Field(None, description="supervised fine-tuning on conversations")
     reward: Reward | None = Field(None, description="a reward model from preference pairs")
     dpo: DPO | None = Field(None, description="direct preference optimisation")
@@ -66,33 +75,38 @@ class Run(Section):
     def _whole(self) -> "Run":
         scratch = {name: getattr(self, name) for name in ("text", "tokenizer", "model", "pretrain")}
         if self.base is not None:
-            extra = [name for name in ("tokenizer", "model", "pretrain") if scratch[name] is not None]
+            extra = [name for name in ("tokenizer", "model") if scratch[name] is not None]
             if extra:
-                raise ValueError(f"base and {extra[0]} exclude each other: weights come with their architecture")
+                own = {"tokenizer": "tokenizer", "model": "architecture"}[extra[0]]
+                raise ValueError(f"base and {extra[0]} exclude each other: weights come with their {own}")
+            if self.pretrain is not None and self.text is None:
+                raise ValueError("text is missing: pretrain goes on training the base on documents")
         elif missing := [name for name, section in scratch.items() if section is None]:
             raise ValueError(
                 f"{missing[0]} is missing: a life starts from text, tokenizer, model and pretrain, or from base"
             )
+        if self.rope is not None and self.base is None:
+            raise ValueError("rope rescales the angles of a base; those of a new model are model.position.scaling")
         in_bytes = self.pretrain is not None and self.pretrain.objective.in_bytes
         if self.tokenizer is not None and not self.tokenizer.lossless and in_bytes:
             problem = f"a {self.tokenizer.kind} tokenizer does not keep the text, so there are no bits per byte"
             raise ValueError(f"{problem}; bpe and unigram keep it")
-        if self.pretrain is not None and self.model is not None:
-            _check_pretraining(self)
+        if self.pretrain is not None:
+            _check_pretraining(self.pretrain, self)
         if self.ppo is not None and self.reward is None:
             raise ValueError("ppo needs the reward section: it is what the policy is trained against")
         return self
 
 
-def _check_pretraining(recipe: Run) -> None:
-    """ValueError where the architecture lacks what the objective needs, or a later stage what the objective gives."""
-    assert recipe.pretrain is not None
-    assert recipe.model is not None
-    try:
-        recipe.pretrain.check(recipe.model)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    objective = recipe.pretrain.objective
+def _check_pretraining(pretrain: Pretrain, recipe: Run) -> None:
+    """ValueError where the architecture lacks what the objective needs, or a later stage what the objective gives. What
+    a base lacks is found when it is opened."""
+    if recipe.model is not None:
+        try:
+            pretrain.check(recipe.model)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+    objective = pretrain.objective
     if objective.next_token:
         return
     kind = objective.kind
@@ -141,7 +155,7 @@ def read_recipe(source: str, assignments: Sequence[str] = ()) -> Run:
 
 # ---------------------------------------------------------------- the life in order
 
-POLICIES = ("pretrain", "sft", "dpo", "ppo")  # stages that leave a model one can talk to
+POLICIES = ("rope", "pretrain", "sft", "dpo", "ppo")  # stages that leave a model one can talk to
 
 
 def stages(recipe: Run, root: Path) -> list[Stage]:
@@ -154,8 +168,8 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
 
     def before(stage: str) -> tuple[str, ...]:
         """The policy that a stage starts from: dpo and ppo both start from sft."""
-        earlier = [name for name in here if name in POLICIES[:2] and name != stage]
-        return tuple(earlier[-1:])
+        end = POLICIES.index(stage) if stage in POLICIES[:3] else 3
+        return tuple([name for name in here if name in POLICIES[:end]][-1:])
 
     def policy(names: Sequence[str]) -> Any:
         return open_policy(str(root / names[-1]) if names else str(recipe.base))
@@ -185,6 +199,14 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         yield stage(
             "text", (), lambda out, session: prepare_text(text, out, session), files=input_files(text), draws=False
         )
+    if (longer := recipe.rope) is not None:
+
+        def with_rope(out: Path, session: Session) -> Figures:
+            bundle = rescaled(policy(()), longer)
+            save_model(out / "model", bundle.model, bundle.tokenizer)
+            return {"context": bundle.architecture.context}
+
+        yield stage("rope", (), with_rope, draws=False)
     if (tokens := recipe.tokenizer) is not None:
         yield stage(
             "tokenizer",
@@ -200,6 +222,21 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
             return pretrain(first, model, Tokenizer.load(folder), train, held, out, session)
 
         yield stage("pretrain", ("tokenizer",), from_text, "model")
+    elif first is not None and recipe.base is not None:
+
+        def with_its_tokens(out: Path, session: Session) -> Figures:
+            bundle = policy(())
+            if bundle.tokenizer is None:
+                raise InputError(bundle.origin, "has no tokenizer", "put tokenizer.json beside the weights")
+            return encode(bundle.tokenizer, root / "text", out, session)
+
+        def from_base(out: Path, session: Session) -> Figures:
+            folder = root / "tokenizer"
+            train, held = TokenShards(folder / "train"), TokenShards(folder / "held_out")
+            return go_on(first, policy(before("pretrain")), train, held, out, session)
+
+        yield stage("tokenizer", ("text",), with_its_tokens, draws=False)
+        yield stage("pretrain", ("tokenizer", *before("pretrain")), from_base)
     if (tuning := recipe.sft) is not None:
         start = before("sft")
         yield stage(

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmlab.checkpoints import gguf
-from llmlab.checkpoints.bundle import Bundle, Stored
+from llmlab.checkpoints.bundle import Bundle, Stored, rescaled
 from llmlab.checkpoints.gguf_file import GGUF, encoded
 from llmlab.checkpoints.hf import save_hf
 from llmlab.errors import InputError
@@ -32,6 +32,7 @@ from llmlab.inference.fast import quickened
 from llmlab.model.attention import GroupedQuery
 from llmlab.model.feedforward import GEGLU, GELU, GELUTanh, SwiGLU
 from llmlab.model.positions import Alibi
+from llmlab.model.rescaling import Rescaling
 from llmlab.model.rotary import Rope, RopeInterleaved
 from llmlab.model.transformer import Architecture
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -176,7 +177,8 @@ def test_sentencepiece_tokenizer_and_no_tokenizer(tmp_path: Path, make: Callable
         ({"llama.feed_forward_length": (1 << 32) - 1}, {}, "ffn_"),
         ({"llama.context_length": 0}, {}, "impossible architecture"),
         ({"llama.rope.dimension_count": 4}, {}, "rope.dimension_count is '4'"),
-        ({"llama.rope.scaling.type": "yarn"}, {}, "yarn"),
+        ({"llama.rope.scaling.type": "longrope"}, {}, "scaling.type is 'longrope'.*none, linear, yarn"),
+        ({"llama.rope.scaling.type": "yarn"}, {}, "rope.scaling.factor is missing, which yarn needs"),
         ({"llama.rope.freq_base": float("nan")}, {}, "rope_parameters.base: got nan"),
         ({"llama.expert_count": 8}, {}, "expert_count is '8'"),
         ({"llama.attention.sliding_window": 16}, {}, "sliding_window"),
@@ -276,6 +278,17 @@ def test_our_llama_has_the_bytes_of_llama_cpps_converter(tmp_path: Path, make: C
             assert ours.fields[key].types == field.types, key
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn", "ntk"])
+def test_rescaled_angles_are_written_and_read(tmp_path: Path, make: Callable[..., Bundle], kind: str) -> None:
+    longer = rescaled(make(), Rescaling(kind=kind, factor=4))  # type: ignore[arg-type]
+    save(tmp_path / "m.gguf", longer)
+    again, ids = gguf.read(tmp_path / "m.gguf"), torch.arange(50)[None] * 5 % 264
+    assert again.architecture.context == longer.architecture.context
+    assert (again.model(ids) - longer.model(ids)).abs().max() < 1e-5
+    fields = GGUF(tmp_path / "m.gguf").fields
+    assert fields.get("llama.rope.scaling.type", "none") == {"ntk": "none"}.get(kind, kind)  # ntk is a larger base
+
+
 @torch.no_grad()
 def test_neighbours_paired_weights_go_as_they_are(tmp_path: Path, make: Callable[..., Bundle]) -> None:
     plain = make("llama-free")
@@ -318,7 +331,11 @@ def test_which_tensor_is_of_which_type(
         ({"position": Alibi()}, r"llama: model.position alibi.*gpt2: "),
         ({"feedforward": GEGLU(width=40)}, "llama: hidden_act gelu, where llama.cpp has silu"),
         ({"attention": GroupedQuery(window=8)}, "llama: model.attention.window not a part of llama"),
-        ({"position": Rope(scaling={"kind": "linear", "by": 2.0})}, "llama: rope_type linear, where llama.cpp has def"),
+        ({"position": Rope(scaling={"kind": "llama3"})}, "llama: rope_type llama3, where llama.cpp has none, linear"),
+        (
+            {"position": Rope(scaling={"kind": "yarn", "trained": 8, "fast": 9})},
+            "beta_fast 9.0, where llama.cpp has 32",
+        ),
         (
             {"attention": GroupedQuery(head_dim=16, bias=True, output_bias=False)},
             "llama: model.attention.output_bias.*qwen2: head_dim 16, where llama.cpp has None",

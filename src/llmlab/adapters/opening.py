@@ -1,6 +1,6 @@
 """What a path opens to: a model, a stage folder, a whole run, or an adapter followed to its base and merged.
 
-RUN/                the furthest policy that is finished: ppo, dpo, sft, pretrain
+RUN/                the furthest policy that is finished: ppo, dpo, sft, pretrain, rope
 RUN/sft/            model/ as it is, or adapter/ merged into what it names as its base
 RUN/sft/adapter/    the same; a base is a path relative to the adapter's folder, or a known name
 smollm2, x.gguf     whatever checkpoints.where opens
@@ -17,7 +17,7 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.where import ADAPTER, is_model_folder, open_model
 from llmlab.errors import InputError
 
-POLICIES = ("ppo", "dpo", "sft", "pretrain")
+POLICIES = ("ppo", "dpo", "sft", "pretrain", "rope")
 
 
 def open_policy(name_or_path: str | Path) -> Bundle:

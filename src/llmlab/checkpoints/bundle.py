@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from llmlab.errors import InputError
 from llmlab.model.groups import Weight, dense
 from llmlab.model.pooling import Pooling
+from llmlab.model.rescaling import Rescaling, reread
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -42,6 +43,19 @@ class Bundle:
             object.__setattr__(self, "made", self.made.transformer())  # a copy with another origin shares it
         assert isinstance(self.made, Transformer)
         return self.made
+
+
+def rescaled(bundle: Bundle, how: Rescaling) -> Bundle:
+    """The same weights, read with rescaled rotary angles and a longer context; the given bundle stays as it is.
+
+    Errors: InputError for a model without rotary positions, and for one that is rescaled already.
+    """
+    architecture, made = how.architecture(bundle.architecture), bundle.made
+    if isinstance(made, Stored):
+        return replace(
+            bundle, made=replace(made, skeleton=reread(made.skeleton, architecture)), architecture=architecture
+        )
+    return replace(bundle, made=reread(bundle.model, architecture), architecture=architecture)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmlab.checkpoints.bundle import Bundle, Stored, fit, matching, skeleton
 from llmlab.checkpoints.gguf_file import GGUF, LEAST_STEP, ROUNDING, write_gguf
-from llmlab.checkpoints.gguf_names import DIALECTS, EMBEDDING, OUTPUT, Dialect, dialect_of
+from llmlab.checkpoints.gguf_names import DIALECTS, EMBEDDING, OUTPUT, Dialect, dialect_of, scaled
 from llmlab.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_fields
 from llmlab.checkpoints.native import plain_state
 from llmlab.errors import InputError, unknown
@@ -115,7 +115,7 @@ def _config(file: GGUF) -> tuple[Dialect, dict[str, Any], dict[str, Any]]:
         raise InputError(f"{place}: rope_freqs.weight", "rotary positions scaled as in Llama 3.1 are not built yet")
     config |= {flag: tensor in file.tensors for flag, tensor in dialect.flags.items()}
     config |= {"vocab_size": embedding.shape[0], "tie_word_embeddings": OUTPUT not in file.tensors}
-    return dialect, config, said
+    return dialect, scaled(config, place), said
 
 
 def _expect(file: GGUF, key: str, built: Any) -> None:

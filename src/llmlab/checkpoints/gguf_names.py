@@ -85,6 +85,10 @@ class Dialect:
         return f"blk.{layer}.{self.tensors[stem]}.{part}"
 
 
+# What llama.cpp's YaRN is, whatever a file says: its ramp, and its temperature.
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "attention_factor": None}
+ROPE_TYPES = ("none", "linear", "yarn")  # of `rope.scaling.type`, those that are read and written
+
 LLAMA = Dialect(
     family=llama,
     layers="model.layers.",
@@ -112,10 +116,13 @@ LLAMA = Dialect(
         Key("attention.key_length", "head_dim", optional=True),
         Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", float),
         Key("rope.freq_base", "rope_theta", float, optional=True),
+        Key("rope.scaling.type", "rope_type", str, optional=True),
+        Key("rope.scaling.factor", "factor", float, optional=True),
+        Key("rope.scaling.original_context_length", "original_max_position_embeddings", optional=True),
     ),
-    fixed={"hidden_act": "silu", "rope_type": "default"},
+    fixed={"hidden_act": "silu", **YARN},
     copies={"attention.value_length": "attention.key_length", "rope.dimension_count": "attention.key_length"},
-    plain={"expert_count": 0, "rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0},
+    plain={"expert_count": 0, "rope.scale_linear": 1.0},
     harmless=frozenset({"vocab_size", "tensor_data_layout", "expert_used_count"}),
     flags={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"},
     neighbours={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
@@ -177,12 +184,29 @@ def dialect_of(architecture: Architecture) -> tuple[str, Dialect, dict[str, Any]
             reasons.append(f"{name}: {error.place} {error.problem}")
             continue
         other = {key: config[key] for key, value in dialect.fixed.items() if config.get(key, value) != value}
-        if not other:
+        if (kind := config.get("rope_type", "none")) not in ROPE_TYPES:
+            reasons.append(f"{name}: rope_type {kind}, where llama.cpp has {', '.join(ROPE_TYPES)}")
+        elif not other:
             return name, dialect, config
         reasons += [f"{name}: {key} {value}, where llama.cpp has {dialect.fixed[key]}" for key, value in other.items()]
     raise InputError("model", "no architecture of GGUF has this combination of parts", "; ".join(reasons))
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the settings of its rotary positions beside the others."""
-    return {**config, **(config.get("rope_parameters") or {})}
+    """A config with the settings of its rotary positions beside the others; what says that nothing is scaled is left
+    out."""
+    told = {**config, **(config.get("rope_parameters") or {})}
+    return {key: value for key, value in told.items() if (key, value) != ("rope_type", "default")}
+
+
+def scaled(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The inverse for scaled rotary positions. Errors: InputError for a scaling that is not built."""
+    kind = config.get("rope_type", "none")
+    if kind not in ROPE_TYPES:
+        raise InputError(place, f"rope.scaling.type is {str(kind)[:80]!r}, which is not built", ", ".join(ROPE_TYPES))
+    if kind == "none" or config.get("factor") == 1:
+        return {key: value for key, value in config.items() if key not in ("rope_type", "factor")}
+    if "factor" not in config:
+        raise InputError(place, f"rope.scaling.factor is missing, which {kind} needs")
+    names = ("rope_type", "factor", "original_max_position_embeddings", *(YARN if kind == "yarn" else ()))
+    return {**config, "rope_scaling": {name: config[name] for name in names if name in config}}

@@ -21,21 +21,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 Model = Annotated[str, typer.Argument(help="A pulled name, a run or model folder, hf:owner/name, or a .gguf file.")]
 Weights = Annotated[str, typer.Option("--weights", help="auto (fast), fp32 (exact), bf16, int8 or int4.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
+Rope = Annotated[
+    str | None,
+    typer.Option("--rope", help="Read longer texts, rotary angles rescaled: yarn, or '{kind: yarn, factor: 4}'."),
+]
 
 
 def answer(as_json: bool, value: dict[str, Any], text: str) -> None:
     print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
 
 
-def load_model(model: str, weights: str, device: str, speculate: str | None = None) -> Any:
+def load_model(model: str, weights: str, device: str, speculate: str | None = None, rope: str | None = None) -> Any:
     with uncollected():
         from llmlab.language_model import Speculating, load
-        from llmlab.recipe import override, parse
+        from llmlab.recipe import Section, override, parse
 
         guessing = None
         if speculate is not None:  # read before the model, which takes longer
             guessing = parse(Speculating, override(Speculating, {}, [f"speculate={speculate}"]), "generate").speculate
-        lm = load(model, weights, device)
+        lm = load(
+            model, weights, device, rope=None if rope is None else override(Section, {}, [f"rope={rope}"])["rope"]
+        )
         if guessing is not None:
             lm.speculate(guessing)
         return lm

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmlab.cli.arguments import AsJson, Device, Model, Weights, answer, load_model, notice
+from llmlab.cli.arguments import AsJson, Device, Model, Rope, Weights, answer, load_model, notice
 
 
 def evaluate(
@@ -19,15 +19,16 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many items a task.")] = None,
     weights: Weights = "fp32",
     device: Device = "cpu",
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, each figure with its interval."""
     from llmlab.evaluation.harness import evaluate_model
-    from llmlab.language_model import load
 
-    done = evaluate_model(load(model, weights, device).bundle, tasks or [], data=data, limit=limit)
+    done = evaluate_model(load_model(model, weights, device, rope=rope).bundle, tasks or [], data=data, limit=limit)
     rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
-    answer(as_json, done, "\n".join(rows))
+    tables = [line for task in done["tasks"] if "table" in task for line in ("", *task["table"])]
+    answer(as_json, done, "\n".join([*rows, *tables]))
 
 
 def xray(model: Model, as_json: AsJson = False) -> None:

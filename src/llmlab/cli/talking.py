@@ -10,6 +10,7 @@ from llmlab.cli.arguments import (
     Device,
     Model,
     OnLoop,
+    Rope,
     Speculate,
     Weights,
     answer,
@@ -43,12 +44,13 @@ def generate(
     ] = None,
     on_loop: OnLoop = None,
     speculate: Speculate = None,
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, streaming; what is searched for comes at the end."""
     ways = ways_of(search=search, cache=cache, on_loop=on_loop)
     text = prompt if prompt is not None else standard_input()
-    lm = load_model(model, weights, device, speculate)
+    lm = load_model(model, weights, device, speculate, rope)
     write = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     notice(lm.why)
     done = lm.report(text, sampling, chat=chat, system=system, on_text=write, ways=ways)
@@ -67,6 +69,7 @@ def chat(
     sampling: Any = None,
     on_loop: OnLoop = None,
     speculate: Speculate = None,
+    rope: Rope = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model.
@@ -76,7 +79,7 @@ def chat(
     from llmlab.talk import talk
 
     ways = ways_of(on_loop=on_loop)
-    lm = load_model(model, weights, device, speculate)
+    lm = load_model(model, weights, device, speculate, rope)
     notice(lm.why)
     turns = talk(lm, sampling, system, quiet=as_json, ways=ways)
     if as_json:
@@ -99,6 +102,7 @@ def serve(
     weights: Weights = "auto",
     device: Device = "cpu",
     speculate: Speculate = None,
+    rope: Rope = None,
     why: Annotated[bool, typer.Option("--why", help="Say how this model would be run, and why, and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,13 +112,13 @@ def serve(
     """
     serving = None if why else _server()
     if serving is None:
-        lm = load_model(model, weights, device)
+        lm = load_model(model, weights, device, rope=rope)
         answer(as_json, {"model": model, "why": lm.why, "explained": lm.explain()}, "\n".join(lm.explain()))
         return
     key = serving.key_of(host, api_key, no_api_key)
     keys = None if key is None else serving.Keys([key])
     bound, address = serving.bind(host, port)
-    lm, name = load_model(model, weights, device, speculate), serving.name_of(model)
+    lm, name = load_model(model, weights, device, speculate, rope), serving.name_of(model)
     if key is not None and api_key is None:
         print(f"API key: {key}", file=sys.stderr, flush=True)
     told = {"host": host, "port": address.port, "url": address.url, "model": name, "weights": lm.why}

@@ -1,4 +1,5 @@
-"""The `tokenizer` stage: a tokenizer trained on the training documents, and both splits as token shards."""
+"""The `tokenizer` stage: a tokenizer trained on the training documents, or a base's own, and both splits as token
+shards."""
 
 from __future__ import annotations
 
@@ -21,6 +22,17 @@ def tokenize(section: TokenizerRecipe, text: Path, out: Path, session: Session, 
     """
     trained = train_tokenizer(section, _until_stopped(read_texts(text / "train.jsonl"), session))
     (trained.extended(special) if special else trained).save(out)
+    return _encoded(text, out, session)
+
+
+def encode(tokenizer: Tokenizer, text: Path, out: Path, session: Session) -> Figures:
+    """The same with a tokenizer that there is already."""
+    tokenizer.save(out)
+    return _encoded(text, out, session)
+
+
+def _encoded(text: Path, out: Path, session: Session) -> Figures:
+    """Both splits by the tokenizer that lies in `out`."""
     tokenizer = Tokenizer.load(out)  # what later stages will read, special tokens and all
     figures: Figures = {"vocab_size": tokenizer.vocab_size}
     for split in ("train", "held_out"):

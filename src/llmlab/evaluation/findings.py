@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from llmlab.evaluation.plots import short
 from llmlab.evaluation.record import Measured, RunRecord, interval, measured, number
 
-POLICIES = ("base", "pretrain", "sft", "dpo", "ppo")
+POLICIES = ("base", "rope", "pretrain", "sft", "dpo", "ppo")
 BASELINES = {
     "byte_6gram": "byte 6-gram",
     "xz_after_training_text": "xz after training text",

@@ -13,7 +13,7 @@ import yaml
 
 from llmlab.errors import InputError
 
-ORDER = ("text", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate")
+ORDER = ("text", "tokenizer", "rope", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate")
 
 
 class Measured(NamedTuple):

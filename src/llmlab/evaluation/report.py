@@ -26,6 +26,7 @@ SHORT = {"sft": "SFT", "dpo": "DPO", "quantize": "Weights"}
 TITLES = {
     "text": "Text",
     "tokenizer": "Tokenizer",
+    "rope": "Rotary angles rescaled",
     "pretrain": "Pretraining",
     "sft": "Supervised fine-tuning",
     "reward": "Reward model",

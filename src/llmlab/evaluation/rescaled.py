@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
-
-from llmlab.errors import InputError
-from llmlab.model import rotary
-from llmlab.model.rotary import Rope, RopeInterleaved
+from llmlab.model.rescaling import SCALINGS, reread, with_scaling
 from llmlab.model.transformer import Architecture, Transformer
 
 SINKS = 4  # as StreamingLLM has it (Xiao et al. 2023, arXiv 2309.17453)
@@ -20,39 +17,20 @@ def rescaled(model: Transformer, method: str, times: int, trained: int) -> Trans
 
     Errors: InputError for a model whose positions are not rotary, where the method rescales angles.
     """
-    a = METHODS[method](model.architecture, times, trained)
-    with torch.device("meta"):
-        made = Transformer(a, model.vocab_size)
-    made.load_state_dict(model.state_dict(), assign=True)
-    return made.eval()
+    return reread(model, METHODS[method](model.architecture, times, trained))
 
 
-def _angles(scaling: Callable[[int, int], rotary.Scaling]) -> Callable[[Architecture, int, int], Architecture]:
-    def change(a: Architecture, times: int, trained: int) -> Architecture:
-        if not isinstance(a.position, Rope | RopeInterleaved):
-            raise InputError("model.position", f"{a.position.kind} has no angles to rescale", "rope has")
-        position = a.position.model_copy(update={"scaling": scaling(times, trained)})
-        return a.model_copy(update={"position": position})
-
-    return change
+def _angles(a: Architecture, times: int, trained: int, kind: str) -> Architecture:
+    return with_scaling(a, SCALINGS[kind](times, trained))
 
 
-def _window(sinks: int) -> Callable[[Architecture, int, int], Architecture]:
-    def change(a: Architecture, times: int, trained: int) -> Architecture:
-        attention: Any = a.keyed
-        return a.model_copy(
-            update={"attention": attention.model_copy(update={"window": trained - sinks, "sinks": sinks})}
-        )
-
-    return change
+def _window(a: Architecture, times: int, trained: int, sinks: int) -> Architecture:
+    attention: Any = a.keyed
+    return a.model_copy(update={"attention": attention.model_copy(update={"window": trained - sinks, "sinks": sinks})})
 
 
 METHODS: dict[str, Callable[[Architecture, int, int], Architecture]] = {
-    "linear": _angles(lambda times, trained: rotary.Linear(by=times)),
-    "ntk": _angles(lambda times, trained: rotary.NTK(by=times)),
-    "dynamic": _angles(lambda times, trained: rotary.DynamicNTK(by=1.0, trained=trained)),
-    "yarn": _angles(lambda times, trained: rotary.YaRN(by=times, trained=trained)),
-    "logn": _angles(lambda times, trained: rotary.LogN(trained=trained)),
-    "window": _window(0),
-    "sinks": _window(SINKS),
+    **{kind: partial(_angles, kind=kind) for kind in ("linear", "ntk", "dynamic", "yarn", "logn")},
+    "window": partial(_window, sinks=0),
+    "sinks": partial(_window, sinks=SINKS),
 }

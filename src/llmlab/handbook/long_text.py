@@ -1,8 +1,5 @@
 """A real model read past its length: the loss of every thousand tokens of one text, and of the same tokens when the
-reading began later, so that none stands past the trained length.
-
-T tokens, D width, V vocabulary.
-"""
+reading began later, so that none stands past the trained length."""
 
 from __future__ import annotations
 
@@ -11,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from llmlab.checkpoints.where import open_model
+from llmlab.evaluation.reading import nats_by_token
 from llmlab.evaluation.rescaled import rescaled
-from llmlab.inference.cache import DenseCache
-from llmlab.model.places import Places
 from llmlab.runtime import derive
 
 MODEL, TRAINED = "smollm2", 8192
-TOKENS, BIN, CHUNK = 12_288, 1024, 512  # read, a bin of the profile, read at a time
+TOKENS, BIN = 12_288, 1024  # read, and of a bin of the profile
 CHARACTERS = 6 * TOKENS  # of English, more than so many tokens
 BINS = tuple(f"nats_{place}k" for place in range(1, TOKENS // BIN + 1))
 
@@ -35,23 +30,14 @@ def text_of(seed: int, count: int = CHARACTERS) -> str:
 @torch.inference_mode()
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
     """An arm of the race: mean nats a token of each bin. `start` is the first token that is read, as position 0; `way`
-    is how angles are rescaled, None as they are."""
+    is how the model is read past its length (a method of `evaluation.rescaled`), None as it is."""
     bundle = open_model(MODEL)
     model = bundle.model.eval()
     if way := settings["way"]:
         model = rescaled(model, way, 2, TRAINED)
     assert bundle.tokenizer is not None
-    ids = torch.tensor(bundle.tokenizer.encode(text_of(seed))[: TOKENS + 1])
+    ids = bundle.tokenizer.encode(text_of(seed))[: TOKENS + 1]
     start: int = settings["start"]
-    cache = DenseCache(TOKENS - start)
-    loss_T = torch.zeros(TOKENS)
-    for first in range(start, TOKENS, CHUNK):
-        at = Places.causal(1, CHUNK, start=first - start)
-        hidden_BTD = model.hidden(ids[None, first : first + CHUNK], at, cache)
-        answers_T = ids[first + 1 : first + CHUNK + 1]
-        loss_T[first : first + CHUNK] = F.cross_entropy(model.logits(hidden_BTD)[0], answers_T, reduction="none")
-    mean_by_bin = loss_T.view(-1, BIN).mean(1).tolist()
-    return {
-        name: mean if place * BIN >= start else "is not read"
-        for place, (name, mean) in enumerate(zip(BINS, mean_by_bin, strict=True))
-    }
+    mean_by_bin = nats_by_token(model, ids[start:]).view(-1, BIN).mean(1).tolist()
+    unread = start // BIN
+    return dict.fromkeys(BINS[:unread], "is not read") | dict(zip(BINS[unread:], mean_by_bin, strict=True))

@@ -28,7 +28,7 @@ from llmlab.model.mixers import SoftmaxAttention
 from llmlab.model.norms import RMSNorm
 from llmlab.model.places import Places
 from llmlab.model.quantized import QuantizedLinear
-from llmlab.model.rotary import NoScaling, Rope
+from llmlab.model.rotary import DynamicNTK, LogN, Rope
 from llmlab.model.transformer import Transformer
 from llmlab.runtime import threads as torch_threads
 
@@ -73,7 +73,10 @@ def unfit(model: Transformer) -> str | None:
     wanted = [
         (isinstance(a.wiring, Pre), "its norms do not stand before the parts"),
         (isinstance(a.norm, RMSNorm) and a.norm.partial == 1 and not a.norm.offset, "its norm is no plain RMSNorm"),
-        (rope.fraction == rope.axes == 1 and isinstance(rope.scaling, NoScaling), "its rope is partial or scaled"),
+        (rope.fraction == rope.axes == 1, "its rope is partial"),
+        # Angles and factor of the others are in the tables of cosines and sines.
+        (not isinstance(rope.scaling, DynamicNTK), "its rope turns every key anew as the text grows"),
+        (not isinstance(rope.scaling, LogN), "its rope lets queries grow with their places"),
         (isinstance(a.mask, Causal), "its mask is not causal"),
         (attention.window is None and not attention.norm, "its attention has a window or QK-norm"),
         (isinstance(a.feedforward, SwiGLU) and a.feedforward.beta == 1 and not a.feedforward.learnt, "no SwiGLU"),

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llmlab import runtime
 from llmlab.adapters.opening import open_policy
-from llmlab.checkpoints.bundle import Stored
+from llmlab.checkpoints.bundle import Stored, rescaled
 from llmlab.checkpoints.native import CONFIG, read_json
 from llmlab.checkpoints.where import QUANTIZED
 from llmlab.errors import InputError, unknown
@@ -15,12 +16,15 @@ from llmlab.inference.batching import Batching
 from llmlab.inference.choice import Choice, choose
 from llmlab.language_model.model import LanguageModel
 from llmlab.model.quantized import Int4Linear, use_kernels
+from llmlab.model.rescaling import Rescaling, read_rescaling
 from llmlab.model.transformer import Transformer
 
 WEIGHTS = ("fp32", "bf16", "int8", "int4", "auto")
 
 
-def load(name_or_path: str | Path, weights: str | None = None, device: str | None = None) -> LanguageModel:
+def load(
+    name_or_path: str | Path, weights: str | None = None, device: str | None = None, rope: Any = None
+) -> LanguageModel:
     """The model of a pulled name, a run, stage or model folder, or a .gguf file.
 
     `weights`: None or `fp32` are exact; `bf16` is a cast; `int8` and `int4` quantise in groups; `auto` takes int4, or
@@ -30,17 +34,19 @@ def load(name_or_path: str | Path, weights: str | None = None, device: str | Non
     are. A folder of quantised weights stays what it is: fp32 computes with exactly the stored weights, `auto` and its
     own kind by the native step or PyTorch's kernels.
     `device`: cpu by default; cuda, mps or auto put the model there, where PyTorch computes.
-    Errors: InputError for a name that is not known, files that are not sound, other `weights`, or a device that is not
-    there.
+    `rope`: rotary angles rescaled for longer texts, as `yarn`, `yarn factor=4`, `{"kind": "yarn", "factor": 4}` or a
+    `model.rescaling.Rescaling`; the context grows by the factor.
+    Errors: InputError for a name that is not known, files that are not sound, other `weights`, a device that is not
+    there, or a model whose angles cannot be rescaled.
     """
     kind = weights or "fp32"
     if kind not in WEIGHTS:  # before a long read
         raise unknown("weights", kind, WEIGHTS)
-    on = runtime.device(device or "cpu")
+    on, longer = runtime.device(device or "cpu"), None if rope is None else read_rescaling(rope)
     folder = Path(name_or_path).expanduser()
     if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == QUANTIZED:
-        return _quantized(folder, kind, on)
-    bundle = open_policy(name_or_path)
+        return _quantized(folder, kind, on, longer)
+    bundle = open_policy(name_or_path) if longer is None else rescaled(open_policy(name_or_path), longer)
     if kind == "fp32" and on.type == "cpu":
         return LanguageModel(bundle)
     if on.type == "cpu":
@@ -69,11 +75,11 @@ def _converted(model: Transformer, kind: str, on: torch.device) -> Transformer:
     return model.to(on)
 
 
-def _quantized(folder: Path, kind: str, on: torch.device) -> LanguageModel:
+def _quantized(folder: Path, kind: str, on: torch.device, longer: Rescaling | None) -> LanguageModel:
     """The model of a folder of quantised weights."""
     from llmlab.compression.quantize import for_native, load_quantized
 
-    bundle = load_quantized(folder)
+    bundle = load_quantized(folder) if longer is None else rescaled(load_quantized(folder), longer)
     held = "int4" if any(isinstance(module, Int4Linear) for module in bundle.model.modules()) else "int8"
     if kind not in ("fp32", "auto", held):
         raise InputError(

@@ -1,14 +1,16 @@
-"""The `pretrain` stage: a model from its seed, trained on packed documents, its best weights kept."""
+"""The `pretrain` stage: a new model, or one that goes on from a base, trained on packed documents; its best weights are
+kept."""
 
 from pathlib import Path
 
 from pydantic import Field
 
+from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import save_model
 from llmlab.data.pack import Isolated, Packing
 from llmlab.data.shards import TokenShards
 from llmlab.errors import InputError
-from llmlab.model.transformer import Architecture
+from llmlab.model.transformer import Architecture, Transformer
 from llmlab.objectives.kind import Setting
 from llmlab.objectives.pretraining import Causal, PretrainObjective
 from llmlab.recipe import Section
@@ -25,7 +27,7 @@ def _training() -> Training:
 
 
 class Pretrain(Section):
-    """Training of a new model on the documents."""
+    """Training on the documents, of a new model or of a base."""
 
     objective: PretrainObjective = Field(default_factory=Causal, description="what is predicted from what")
     length: int | None = Field(None, gt=0, description="tokens a row; null: the context of the architecture")
@@ -68,14 +70,42 @@ def pretrain(
     length beyond the context, a corpus shorter than a row.
     """
     section.check(architecture)
-    objective, length = section.objective, section.row(architecture)
-    architecture = objective.settled(architecture, tokenizer)
-    setting = Setting(architecture, tokenizer, length, section.packing)
+    architecture = section.objective.settled(architecture, tokenizer)
+    model = architecture.build(tokenizer.vocab_size, session.seed)
+    return _trained(section, model, tokenizer, train_shards, held_shards, out, session)
+
+
+def go_on(
+    section: Pretrain, base: Bundle, train_shards: TokenShards, held_shards: TokenShards, out: Path, session: Session
+) -> Figures:
+    """Go on training `base`, in place, on documents of its own tokenizer: a domain learnt, or a longer context (Chen et
+    al. 2023, arXiv 2306.15595). Errors as of `pretrain`; InputError too for a base without a tokenizer."""
+    tokenizer = base.tokenizer
+    if tokenizer is None:
+        raise InputError(base.origin, "has no tokenizer", "put tokenizer.json beside the weights")
+    section.check(base.architecture)
+    if missing := [name for name in section.special(base.architecture) if tokenizer.token_id(name) is None]:
+        problem = f"its tokenizer has no {missing[0]}, which the objective {section.objective.kind} needs"
+        raise InputError(base.origin, problem, "train a new model with it, or take next_token")
+    return _trained(section, base.model, tokenizer, train_shards, held_shards, out, session)
+
+
+def _trained(
+    section: Pretrain,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    train_shards: TokenShards,
+    held_shards: TokenShards,
+    out: Path,
+    session: Session,
+) -> Figures:
+    architecture, objective = model.architecture, section.objective
+    setting = Setting(architecture, tokenizer, section.row(architecture), section.packing)
     for shards in (train_shards, held_shards):
         shards.require(tokenizer)
     batches = objective.batches(train_shards, setting, section.batch_size, section.micro_batch, session.seed)
     probe = held_out(objective, held_shards, setting, section.micro_batch)
-    model = architecture.build(tokenizer.vocab_size, session.seed).to(session.device)
+    model = model.to(session.device)
     figures = train(
         model,
         objective.predictor(section.z_loss),
