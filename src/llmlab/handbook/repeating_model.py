@@ -1,0 +1,165 @@
+"""A little language model of the bundled book and how much it repeats itself, by what it was trained on, by what, and
+by how many layers of attention.
+
+One token is a piece of a small vocabulary. Greedy texts go on from passages that no model was trained on; so do sampled
+ones, and the book itself, for comparison.
+
+N passages or texts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.data import bundled
+from llmlab.evaluation.repetition import distinct, repetition
+from llmlab.handbook.fitting import fit
+from llmlab.handbook.little_model import HELD_OUT, passages
+from llmlab.handbook.repeated_text import met_again, said_again
+from llmlab.inference.engine import generate
+from llmlab.inference.loops import loop_in
+from llmlab.inference.sampling import Sampling
+from llmlab.model.transformer import Architecture, Transformer
+from llmlab.recipe import parse
+from llmlab.runtime import derive, generator
+from llmlab.tokenization.tokenizer import Tokenizer
+from llmlab.tokenization.train import BPE, train_tokenizer
+
+VOCABULARY = 512
+BEGUN, WRITTEN, TEXTS = 32, 96, 64  # tokens of a beginning, tokens written, texts
+LENGTH = BEGUN + WRITTEN
+GRAM = 4  # rep-4
+TESTED = 64  # held-out passages whose loss is taken
+RANDOM, HALF = 32, 48  # rows of random tokens, and of their tokens how many are said twice
+POOL, EXTRACTED = 32, 32  # passages that are met again and again; tokens that must come back verbatim
+GREEDY = Sampling(temperature=0.0, max_new_tokens=WRITTEN)
+MEASURES = (
+    *(f"{mark}, {how}" for how in ("greedy", "sampled", "book") for mark in ("rep-4", "loops", "distinct-2")),
+    *("bits per byte", "rep-4, data"),
+    *("nats, random", "nats, random again", "right, random again"),
+    *("extracted, met again", "extracted, met once"),
+)
+
+
+class Book(NamedTuple):
+    """The tokens to train on and those held out, and how the ids are spelled."""
+
+    train_T: Tensor
+    held_T: Tensor
+    tokenizer: Tokenizer
+
+
+@cache
+def book() -> Book:
+    """The bundled novel. Its last tenth is held out, from the vocabulary too."""
+    text = bundled.path("moby_dick").read_text(encoding="utf-8")
+    cut = round(len(text) * (1 - HELD_OUT))
+    tokenizer = train_tokenizer(BPE(vocab_size=VOCABULARY), iter([text[:cut]]))
+    train_T, held_T = (torch.tensor(tokenizer.encode(part)) for part in (text[:cut], text[cut:]))
+    return Book(train_T, held_T, tokenizer)
+
+
+def pool(seed: int) -> Tensor:
+    """[P, T]: the passages that a duplicated corpus meets again and again."""
+    return passages(book().train_T, POOL, LENGTH + 1, generator(seed, "handbook", "repeating", "pool"))
+
+
+def text(settings: Mapping[str, Any], seed: int, count: int, source: torch.Generator) -> Tensor:
+    """[N, LENGTH + 1] to train on: of the first `unique` of the book, made repetitive as the settings say."""
+    train_T = book().train_T
+    row_NT = passages(train_T[: round(settings["unique"] * len(train_T))], count, LENGTH + 1, source)
+    row_NT = met_again(row_NT, pool(seed), settings["across"], source)
+    return said_again(row_NT, settings["within"], source)
+
+
+def trained(settings: Mapping[str, Any], seed: int) -> Transformer:
+    """The model, trained on the next token."""
+    told = {"layers": settings["layers"], "dim": settings["dim"], "context": LENGTH, "position": "rope"}
+    told |= {"attention": {"kind": "mha", "heads": 4}, "feedforward": settings["feedforward"]}
+    model = parse(Architecture, told, trusted=True).build(VOCABULARY, seed)
+    source = generator(seed, "handbook", "repeating", "text")
+
+    def loss(step: int) -> Tensor:
+        row_NT = text(settings, seed, settings["rows"], source)
+        return F.cross_entropy(model(row_NT[:, :-1]).flatten(0, 1), row_NT[:, 1:].flatten())
+
+    fit(model, loss, settings["steps"], settings["rate"], settings["adamw_rate"])
+    return model
+
+
+# ---------------------------------------------------------------- what it does
+
+
+def marks(how: str, texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """rep-4 as a mean over texts, the share of texts that end in a loop, and distinct-2 over all of them."""
+    return {
+        f"rep-4, {how}": sum(repetition(ids, GRAM) for ids in texts) / len(texts),
+        f"loops, {how}": sum(loop_in(ids) is not None for ids in texts) / len(texts),
+        f"distinct-2, {how}": distinct(texts, 2),
+    }
+
+
+def written(model: Transformer, seed: int) -> dict[str, float]:
+    """Greedy and sampled texts beside the book's own."""
+    source = generator(seed, "handbook", "repeating", "begun")
+    row_NT = passages(book().held_T, TEXTS, LENGTH, source)
+    found = marks("book", row_NT[:, BEGUN:].tolist())
+    begun, seeds = row_NT[:, :BEGUN].tolist(), [derive(seed, "repeating", row) for row in range(TEXTS)]
+    for how, sampling in (("greedy", GREEDY), ("sampled", Sampling(max_new_tokens=WRITTEN))):
+        found |= marks(how, [answer.ids for answer in generate(model, begun, sampling, (), seeds)])
+    return found
+
+
+@torch.no_grad()
+def bits_per_byte(model: Transformer, seed: int) -> float:
+    """Of held-out passages, each token from those before it."""
+    lengths_V = torch.tensor([len(book().tokenizer.token_bytes(id)) for id in range(VOCABULARY)])
+    row_NT = passages(book().held_T, TESTED, LENGTH + 1, generator(seed, "handbook", "repeating", "held out"))
+    nats = F.cross_entropy(model(row_NT[:, :-1]).flatten(0, 1), row_NT[:, 1:].flatten(), reduction="sum")
+    return float(nats) / math.log(2) / float(lengths_V[row_NT[:, 1:]].sum())
+
+
+@torch.no_grad()
+def copying(model: Transformer, seed: int) -> dict[str, float]:
+    """Random tokens said twice: nats a token the first and the second time, and how many of the second are right. Only
+    what stood before can tell them (Olsson et al. 2022, arXiv 2209.11895)."""
+    half_NT = torch.randint(4, VOCABULARY, (RANDOM, HALF), generator=generator(seed, "handbook", "repeating", "random"))
+    row_NT = half_NT.repeat(1, 2)
+    logits_NTV = model(row_NT[:, :-1])
+    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), row_NT[:, 1:], reduction="none")
+    right_NT = logits_NTV.argmax(-1) == row_NT[:, 1:]
+    return {
+        "nats, random": float(nats_NT[:, : HALF - 1].mean()),
+        "nats, random again": float(nats_NT[:, HALF:].mean()),  # the second's first token follows from nothing
+        "right, random again": float(right_NT[:, HALF:].float().mean()),
+    }
+
+
+def extracted(model: Transformer, row_NT: Tensor) -> float:
+    """The share of passages whose next tokens greedy decoding says verbatim (Carlini et al. 2022, arXiv 2202.07646)."""
+    begun, greedy = row_NT[:, :BEGUN].tolist(), Sampling(temperature=0.0, max_new_tokens=EXTRACTED)
+    answers = generate(model, begun, greedy, (), [0] * len(begun))
+    wanted = row_NT[:, BEGUN : BEGUN + EXTRACTED].tolist()
+    return sum(answer.ids == ids for answer, ids in zip(answers, wanted, strict=True)) / len(wanted)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """Every one of `MEASURES` of one model."""
+    model = trained(settings, seed)
+    shown_NT = text(settings, seed, 256, generator(seed, "handbook", "repeating", "shown"))
+    once_NT = passages(book().train_T, POOL, LENGTH + 1, generator(seed, "handbook", "repeating", "once"))
+    return {
+        **written(model, seed),
+        "bits per byte": bits_per_byte(model, seed),
+        "rep-4, data": sum(repetition(ids, GRAM) for ids in shown_NT.tolist()) / len(shown_NT),
+        **copying(model, seed),
+        "extracted, met again": extracted(model, pool(seed)),
+        "extracted, met once": extracted(model, once_NT),
+    }
