@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.data import bundled
+from llmlab.data.corruption import Rows
 from llmlab.evaluation.repetition import distinct, repetition
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import HELD_OUT, passages
@@ -27,6 +29,8 @@ from llmlab.inference.engine import generate
 from llmlab.inference.loops import loop_in
 from llmlab.inference.sampling import Sampling
 from llmlab.model.transformer import Architecture, Transformer
+from llmlab.objectives.kind import Setting
+from llmlab.objectives.pretraining import Causal
 from llmlab.recipe import parse
 from llmlab.runtime import derive, generator
 from llmlab.tokenization.tokenizer import Tokenizer
@@ -79,16 +83,31 @@ def text(settings: Mapping[str, Any], seed: int, count: int, source: torch.Gener
     return said_again(row_NT, settings["within"], source)
 
 
+def packed(row_NT: Tensor) -> Rows:
+    """Passages as rows, each a document of its own, all of it learnt but the first token."""
+    shape = len(row_NT), row_NT.shape[1] - 1
+    column = np.broadcast_to(np.arange(shape[1]), shape)
+    before, tokens = row_NT[:, :-1].numpy(), row_NT[:, 1:].numpy()
+    return Rows(before, tokens, column, np.zeros(shape, np.int64), np.ones(shape, bool))
+
+
 def trained(settings: Mapping[str, Any], seed: int) -> Transformer:
-    """The model, trained on the next token."""
+    """The model, trained on the next token and on what is held against repetition."""
     told = {"layers": settings["layers"], "dim": settings["dim"], "context": LENGTH, "position": "rope"}
     told |= {"attention": {"kind": "mha", "heads": 4}, "feedforward": settings["feedforward"]}
     model = parse(Architecture, told, trusted=True).build(VOCABULARY, seed)
-    source = generator(seed, "handbook", "repeating", "text")
+    objective = parse(Causal, {"against": settings["against"]})
+    predictor = objective.predictor()
+    corruption = objective.corruption(Setting(model.architecture, book().tokenizer, LENGTH))
+    source, chance = (generator(seed, "handbook", "repeating", purpose) for purpose in ("text", "corruption"))
 
     def loss(step: int) -> Tensor:
-        row_NT = text(settings, seed, settings["rows"], source)
-        return F.cross_entropy(model(row_NT[:, :-1]).flatten(0, 1), row_NT[:, 1:].flatten())
+        rows = packed(text(settings, seed, settings["rows"], source))
+        noise = torch.rand(corruption.planes, *rows.tokens_BT.shape, dtype=torch.float64, generator=chance)
+        batch = corruption.learn(rows, noise.numpy())
+        counts, sums = predictor.counts(batch), predictor(model, batch).sums
+        means = [predictor.weights.get(name, 1.0) * sums[name] / count for name, count in counts.items() if count]
+        return torch.stack(means).sum()
 
     fit(model, loss, settings["steps"], settings["rate"], settings["adamw_rate"])
     return model
@@ -147,7 +166,8 @@ def extracted(model: Transformer, row_NT: Tensor) -> float:
     begun, greedy = row_NT[:, :BEGUN].tolist(), Sampling(temperature=0.0, max_new_tokens=EXTRACTED)
     answers = generate(model, begun, greedy, (), [0] * len(begun))
     wanted = row_NT[:, BEGUN : BEGUN + EXTRACTED].tolist()
-    return sum(answer.ids == ids for answer, ids in zip(answers, wanted, strict=True)) / len(wanted)
+    right: list[bool] = [list(answer.ids) == ids for answer, ids in zip(answers, wanted, strict=True)]
+    return sum(right) / len(right)
 
 
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:

@@ -51,7 +51,7 @@ def copies(logits_TV: Tensor, lead: int, sentence: list[int]) -> tuple[Tensor, T
     """([C, L] the probability of each token of each copy, whether it was the likeliest of all), from the logits of the
     text: `lead` tokens, then the copies."""
     answer_CL = torch.tensor(sentence).repeat(COPIES, 1)
-    said_CLV = logits_TV[lead - 1 : lead - 1 + answer_CL.numel()].unflatten(0, answer_CL.shape)
+    said_CLV = logits_TV[lead - 1 : lead - 1 + answer_CL.numel()].view(*answer_CL.shape, -1)
     probability_CL = said_CLV.softmax(-1).gather(-1, answer_CL[..., None])[..., 0]
     return probability_CL, said_CLV.argmax(-1) == answer_CL
 

@@ -136,7 +136,7 @@ class AgainstSeen(NextToken):
 
     def __init__(self, alpha: float = 1.0, z_loss: float = 0.0) -> None:
         super().__init__(z_loss)
-        self.weights |= {"unlikelihood": alpha}
+        self.weights = {**self.weights, "unlikelihood": alpha}
 
     def beside(self, chosen: Selected, batch: Batch) -> dict[str, Tensor]:
         length = batch.ids_BT.shape[1]
@@ -152,7 +152,7 @@ class Smoothed(NextToken):
 
     def __init__(self, share: float = 0.1, z_loss: float = 0.0) -> None:
         super().__init__(z_loss)
-        self.weights |= {"cross_entropy": 1.0 - share, "uniform": share}
+        self.weights = {**self.weights, "cross_entropy": 1.0 - share, "uniform": share}
 
     def beside(self, chosen: Selected, batch: Batch) -> dict[str, Tensor]:
         return {"uniform": repeats.uniform(chosen.logits_NV).sum()}
@@ -188,7 +188,7 @@ class AgainstCopies(NextToken):
     def __init__(self, factor: float = 0.5, weight: float = 1.0, z_loss: float = 0.0) -> None:
         super().__init__(z_loss)
         self.factor = factor
-        self.weights |= {"ditto": weight}
+        self.weights = {**self.weights, "ditto": weight}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return super().counts(batch) | {"ditto": float(batch.copies) if isinstance(batch, CopiesBatch) else 0.0}
@@ -204,5 +204,3 @@ class AgainstCopies(NextToken):
             period_R, first_R = (part.index_select(0, of_R) for part in (batch.period_B, batch.first_B))
             ditto = repeats.less_likely(logprob_RT, period_R, first_R, self.factor).sum()
         return Terms({**plain.sums, "ditto": ditto}, plain.figures)
-
-
