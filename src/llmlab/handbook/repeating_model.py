@@ -47,7 +47,7 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=WRITTEN)
 MEASURES = (
     *(f"{mark}, {how}" for how in ("greedy", "sampled", "book") for mark in ("rep-4", "loops", "distinct-2")),
     *("bits per byte", "rep-4, data"),
-    *("nats, random", "nats, random again", "right, random again"),
+    *("nats, random", "nats, random again", "nats, random shuffled", "right, random again"),
     *("extracted, met again", "extracted, met once"),
 )
 
@@ -148,15 +148,22 @@ def bits_per_byte(model: Transformer, seed: int) -> float:
 @torch.no_grad()
 def copying(model: Transformer, seed: int) -> dict[str, float]:
     """Random tokens said twice: nats a token the first and the second time, and how many of the second are right. Only
-    what stood before can tell them (Olsson et al. 2022, arXiv 2209.11895)."""
-    half_NT = torch.randint(4, VOCABULARY, (RANDOM, HALF), generator=generator(seed, "handbook", "repeating", "random"))
-    row_NT = half_NT.repeat(1, 2)
-    logits_NTV = model(row_NT[:, :-1])
-    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), row_NT[:, 1:], reduction="none")
-    right_NT = logits_NTV.argmax(-1) == row_NT[:, 1:]
+    what stood before can tell them (Olsson et al. 2022, arXiv 2209.11895). `shuffled`: the second time in another
+    order, where knowing which tokens stood before helps as much, and what followed each does not."""
+    source = generator(seed, "handbook", "repeating", "random")
+    half_NT = torch.randint(4, VOCABULARY, (RANDOM, HALF), generator=source)
+    other_NT = half_NT.gather(1, torch.rand(half_NT.shape, generator=source).argsort(1))
+    again_NT, shuffled_NT = torch.cat([half_NT, half_NT], 1), torch.cat([half_NT, other_NT], 1)
+    logits_NTV = model(again_NT[:, :-1])
+    nats_NT, mixed_NT = (
+        F.cross_entropy(logits.transpose(1, 2), row_NT[:, 1:], reduction="none")
+        for logits, row_NT in ((logits_NTV, again_NT), (model(shuffled_NT[:, :-1]), shuffled_NT))
+    )
+    right_NT = logits_NTV.argmax(-1) == again_NT[:, 1:]
     return {
         "nats, random": float(nats_NT[:, : HALF - 1].mean()),
         "nats, random again": float(nats_NT[:, HALF:].mean()),  # the second's first token follows from nothing
+        "nats, random shuffled": float(mixed_NT[:, HALF:].mean()),
         "right, random again": float(right_NT[:, HALF:].float().mean()),
     }
 

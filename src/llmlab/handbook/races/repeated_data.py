@@ -16,7 +16,7 @@ WRITING = ("greedy", "sampled", "book")
 MEASURES = (
     *(f"{mark}, {how}" for how in WRITING for mark in ("rep-4", "loops", "distinct-2")),
     *("bits per byte", "rep-4, data"),
-    *("nats, random", "nats, random again", "right, random again"),
+    *("nats, random", "nats, random again", "nats, random shuffled", "right, random again"),
     *("extracted, met again", "extracted, met once"),
 )
 
