@@ -20,6 +20,7 @@ from llmlab.model.norms import Norm
 from llmlab.model.positions import Position
 from llmlab.model.rotary import Scaling
 from llmlab.model.transformer import Architecture
+from llmlab.objectives.against import Against
 from llmlab.objectives.kind import Kind
 from llmlab.objectives.pretraining import PretrainObjective
 from llmlab.recipe import parse
@@ -124,6 +125,7 @@ OBJECTIVE_SETTINGS: list[dict[str, Any]] = [
     {"kind": "masked", "span": 2.0, "masking": {"kind": "static", "copies": 2}},
     {"kind": "masked", "next_sentence": True},
     {"kind": "blanks", "rate": 0.3, "mean": 2.0},
+    *({"kind": "causal", "against": {"kind": kind(member)}} for member in members(Against)[1:]),
 ]
 # What an objective may need of an architecture, the plainest first; a new one that none of these suits says so itself.
 SUITS: list[dict[str, Any]] = [

@@ -59,6 +59,10 @@ class TokenPrediction(Objective[B], ABC):
     def amounts(self, batch: B) -> dict[str, float]:
         return text_amounts(batch)
 
+    def beside(self, chosen: Selected, batch: B) -> dict[str, Tensor]:
+        """Further terms from the same logits, sums over the learnt positions; their weights are the subclass's."""
+        return {}
+
     @abstractmethod
     def hidden(self, model: Any, batch: B) -> Tensor:
         """[B, T, D], from which the targets are predicted; the batch lies on the model's device."""
@@ -69,10 +73,12 @@ class TokenPrediction(Objective[B], ABC):
 
     def terms(self, model: Any, batch: B, hidden_BTD: Tensor) -> Terms:
         """The terms from the hidden states."""
-        logits_NV, targets_N, _ = selected(model, hidden_BTD, batch.targets_BT)
+        chosen = selected(model, hidden_BTD, batch.targets_BT)
+        logits_NV, targets_N, _ = chosen
         sums = {"cross_entropy": F.cross_entropy(logits_NV, targets_N, reduction="sum")}
         if "z" in self.weights:
             sums["z"] = torch.logsumexp(logits_NV, -1).square().sum()
+        sums |= self.beside(chosen, batch)
         hits = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return Terms(sums, {"accuracy": (hits, float(len(targets_N)))})
 

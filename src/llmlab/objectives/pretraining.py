@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from llmlab.data.batch import Batch
-from llmlab.data.corruption import FOLLOWING, Corruption, Noise, Rows, batch_of
+from llmlab.data.corruption import Corruption, Noise, Rows, batch_of
 from llmlab.data.pack import EvalBatches, Isolated, Mixed
 from llmlab.data.shards import Corpus
 from llmlab.model.transformer import Architecture
 from llmlab.objectives import corrupt
+from llmlab.objectives.against import Against, Nothing
 from llmlab.objectives.hiding import Blanks, Masked, Spans
 from llmlab.objectives.kind import Kind, Ratio, Seen, Setting, check_parts, require
-from llmlab.objectives.language import NextToken
+from llmlab.objectives.language import NextToken, TokenPrediction
 from llmlab.objectives.streams import QueryStream
 from llmlab.recipe import KINDS
 from llmlab.tokenization.special import START
@@ -29,15 +30,16 @@ class Causal(Kind):
     whole_text: ClassVar[bool] = True
     next_token: ClassVar[bool] = True
     kind: Literal["causal"] = "causal"
+    against: Against = Field(Nothing(), description="what is held against repetition beside the likelihood")
 
     def check(self, model: Architecture, packing: Isolated | Mixed) -> None:
         check_parts(self.kind, model, "causal")
 
-    def predictor(self, z_loss: float = 0.0) -> NextToken:
-        return NextToken(z_loss)
+    def predictor(self, z_loss: float = 0.0) -> TokenPrediction[Any]:
+        return self.against.predictor(z_loss)
 
     def corruption(self, setting: Setting) -> Corruption:
-        return FOLLOWING
+        return self.against.corruption(setting)
 
     def held(self, corpus: Corpus, setting: Setting, rows: int) -> EvalBatches:
         """With at least half a row of context a token, where its document has it."""

@@ -17,7 +17,7 @@ def held_out(objective: Kind, corpus: Corpus, setting: Setting, rows: int) -> Pr
     if objective.in_bytes:
         setting.tokenizer.require_lossless("figures by bytes")
     batches, lengths_V = objective.held(corpus, setting, rows), byte_lengths(setting.tokenizer)
-    predictor = objective.predictor()
+    predictor = objective.standard.predictor()
 
     def probe(model: nn.Module) -> dict[str, float]:
         seen = Seen.sum(look(predictor, model, batch, lengths_V) for batch in batches)

@@ -1,0 +1,211 @@
+"""What question 6 makes of its races: one figure or more a cause, the sentences and the tables that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmlab.evaluation import statistics
+from llmlab.handbook.question import Figures, Table, Text
+from llmlab.handbook.raced import Told
+
+DOSES = ("none", "within 5 %", "within 15 %", "within 30 %")
+MADE = (*DOSES, "across 30 %", "an eighth", "a 32nd")
+AIMS = ("likelihood", "unlikelihood", "label smoothing", "ditto", "half the rows")
+LAYERS = ("one layer", "two layers")
+COPIES = range(9)
+GREEDY, SAMPLED, BOOK = "rep-4, greedy", "rep-4, sampled", "rep-4, book"
+BITS = "bits per byte"
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Of the straight line that fits best."""
+    middle, height = sum(x) / len(x), sum(y) / len(y)
+    across = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
+    return across / sum((a - middle) ** 2 for a in x)
+
+
+def _told_again(told: Told) -> Figures:
+    found: Figures = {}
+    for arm in ("real", "random"):
+        curve = [told.mean(arm, f"probability_{copy}") for copy in COPIES]
+        found |= {f"{arm}_{copy}": value for copy, value in zip(COPIES, curve, strict=True)}
+        found |= told.bounds(f"{arm}_first", arm, arm, "probability_1", "probability_0")
+        found[f"{arm}_whole_8"] = told.mean(arm, "whole_8")
+    found["real_smallest_rise"] = min(found[f"real_{n + 1}"] - found[f"real_{n}"] for n in COPIES[:-1])
+    return found
+
+
+def _data(told: Told) -> Figures:
+    found: Figures = {}
+    for arm in MADE:
+        for mark in (GREEDY, "loops, greedy", "distinct-2, greedy", SAMPLED, BITS, "rep-4, data"):
+            found[f"{mark}, {arm}"] = told.mean(arm, mark)
+        for mark in ("extracted, met again", "extracted, met once"):
+            found[f"{mark}, {arm}"] = told.mean(arm, mark)
+    found[BOOK] = told.mean("none", BOOK)
+    by_seed = [
+        slope([told.values(arm, "rep-4, data")[n] for arm in DOSES], [told.values(arm, GREEDY)[n] for arm in DOSES])
+        for n in range(len(told.values("none", GREEDY)))
+    ]
+    fitted = statistics.mean(by_seed)
+    found |= {"dose_slope": fitted.value, "dose_slope_lower": fitted.low, "dose_slope_seeds": len(by_seed)}
+    found |= told.bounds("dose", "within 30 %", "none", GREEDY)
+    found |= told.bounds("within_minus_across", "within 30 %", "across 30 %", GREEDY)
+    found |= told.bounds("across", "across 30 %", "none", GREEDY)
+    found |= told.bounds("remembered", "across 30 %", "across 30 %", "extracted, met again", "extracted, met once")
+    found |= told.bounds("within_minus_narrow", "within 30 %", "a 32nd", GREEDY)
+    found |= told.bounds("narrow", "a 32nd", "none", GREEDY)
+    found |= told.bounds("narrow_loss", "a 32nd", "none", BITS)
+    found |= told.bounds("greedy_minus_sampled", "none", "none", GREEDY, SAMPLED)
+    found |= told.bounds("sampled_minus_book", "none", "none", SAMPLED, BOOK)
+    return found
+
+
+def _aims(told: Told) -> Figures:
+    found: Figures = {}
+    for arm in AIMS:
+        for mark in (GREEDY, "loops, greedy", "distinct-2, greedy", SAMPLED, BITS):
+            found[f"{mark}, {arm}"] = told.mean(arm, mark)
+    for arm, name in (("unlikelihood", "unlikelihood"), ("label smoothing", "smoothing"), ("ditto", "ditto")):
+        found |= told.bounds(f"{name}_gain", "likelihood", arm, GREEDY)
+        pairs = zip(told.values(arm, BITS), told.values("likelihood", BITS), strict=True)
+        cost = statistics.mean([mine / theirs - 1 for mine, theirs in pairs])
+        found |= {f"{name}_cost": cost.value, f"{name}_cost_upper": cost.high}
+    found |= told.bounds("ditto_gain_rows", "half the rows", "ditto", GREEDY)
+    found |= told.bounds("ditto_cost_rows", "ditto", "half the rows", BITS)
+    return found
+
+
+def _attention(told: Told) -> Figures:
+    found: Figures = {}
+    for arm in LAYERS:
+        name = arm.replace(" ", "_")
+        for mark in (GREEDY, "loops, greedy", BITS, "right, random again"):
+            found[f"{mark}, {arm}"] = told.mean(arm, mark)
+        found |= told.bounds(f"{name}_induction", arm, arm, "nats, random shuffled", "nats, random again")
+        found |= told.bounds(f"{name}_recall", arm, arm, "nats, random", "nats, random shuffled")
+    saved = [
+        [
+            a - b
+            for a, b in zip(*(told.values(arm, f"nats, random {how}") for how in ("shuffled", "again")), strict=True)
+        ]
+        for arm in LAYERS
+    ]
+    apart = statistics.mean([two - one for one, two in zip(*saved, strict=True)])
+    found |= {"induction": apart.value, "induction_lower": apart.low}
+    found |= told.bounds("layers", "two layers", "one layer", GREEDY)
+    return found
+
+
+def raced(told: Mapping[str, Told]) -> Figures:
+    return {
+        **_told_again(told["self_reinforcement"]),
+        **_data(told["repeated_data"]),
+        **_aims(told["against_repetition"]),
+        **_attention(told["attention_alone"]),
+    }
+
+
+# ---------------------------------------------------------------- in words
+
+
+def evidence(f: Mapping[str, float]) -> Text:
+    en = (
+        f"For fixed logits the likelihood moves by {f['likelihood_moves']:.0f} when the earlier tokens are exchanged, "
+        f"unlikelihood by {f['unlikelihood_moves']:.2f} nats a token."
+    )
+    zh = (
+        f"固定 logits 而换掉前文，似然损失变化 {f['likelihood_moves']:.0f}，非似然损失每词元变化 "
+        f"{f['unlikelihood_moves']:.2f} 奈特。"
+    )
+    if GREEDY + ", none" not in f:
+        return Text(en, zh)
+    return Text(en + _english(f), zh + _chinese(f))
+
+
+def _english(f: Mapping[str, float]) -> str:
+    return (
+        f" SmolLM2 gives the tokens of a sentence {f['real_0']:.2f}, behind one copy {f['real_1']:.2f}, behind eight "
+        f"{f['real_8']:.2f}; random tokens {f['random_0']:.5f}, {f['random_1']:.2f}, {f['random_8']:.2f}. Little model"
+        "s "
+        f"of the book, greedy rep-4: {f[f'{GREEDY}, none']:.2f} on plain text, {f[f'{GREEDY}, within 30 %']:.2f} with "
+        f"30 % said again within passages (slope over the data's rep-4 {f['dose_slope']:+.2f}, at least "
+        f"{f['dose_slope_lower']:+.2f}), {f[f'{GREEDY}, across 30 %']:.2f} with as much in passages met again, of whic"
+        "h "
+        f"{f['extracted, met again, across 30 %']:.0%} come back verbatim ({f['extracted, met once, across 30 %']:.0%} "
+        f"of others); {f[f'{GREEDY}, a 32nd']:.2f} on a 32nd of the text. Sampled from the plain model: "
+        f"{f[f'{SAMPLED}, none']:.3f}, the book {f[BOOK]:.3f}. Unlikelihood lowers greedy rep-4 by "
+        f"{f['unlikelihood_gain']:.2f} and costs {f['unlikelihood_cost']:+.1%} bits per byte, label smoothing "
+        f"{f['smoothing_gain']:+.2f} and {f['smoothing_cost']:+.1%}, DITTO {f['ditto_gain']:+.2f} and "
+        f"{f['ditto_cost']:+.1%}. With attention alone, random tokens said again in their order cost "
+        f"{f['two_layers_induction']:.2f} nats less than shuffled with two layers, {f['one_layer_induction']:+.2f} "
+        f"with one; greedy rep-4 {f[f'{GREEDY}, two layers']:.2f} and {f[f'{GREEDY}, one layer']:.2f}."
+    )
+
+
+def _chinese(f: Mapping[str, float]) -> str:
+    return (
+        f"SmolLM2 给一句话各词元的平均概率：初次 {f['real_0']:.2f}，已说过一遍 {f['real_1']:.2f}，说过八遍 "
+        f"{f['real_8']:.2f}；换成随机词元则为 {f['random_0']:.5f}、{f['random_1']:.2f}、{f['random_8']:.2f}。以该书训"
+        "练的"
+        f"小模型，贪心文本的 rep-4：原文 {f[f'{GREEDY}, none']:.2f}；段内三成重说 {f[f'{GREEDY}, within 30 %']:.2f}（"
+        "对数"
+        f"据 rep-4 的斜率 {f['dose_slope']:+.2f}，下界 {f['dose_slope_lower']:+.2f}）；同样份量改为跨段重复 "
+        f"{f[f'{GREEDY}, across 30 %']:.2f}，这些段落有 {f['extracted, met again, across 30 %']:.0%} 能逐字背出（其余 "
+        f"{f['extracted, met once, across 30 %']:.0%}）；只用三十二分之一的文本 {f[f'{GREEDY}, a 32nd']:.2f}。原文模型"
+        "改"
+        f"用采样为 {f[f'{SAMPLED}, none']:.3f}，书本身 {f[BOOK]:.3f}。非似然训练使贪心 rep-4 降低 "
+        f"{f['unlikelihood_gain']:.2f}，每字节比特数变化 {f['unlikelihood_cost']:+.1%}；标签平滑为 "
+        f"{f['smoothing_gain']:+.2f} 与 {f['smoothing_cost']:+.1%}；DITTO 为 {f['ditto_gain']:+.2f} 与 "
+        f"{f['ditto_cost']:+.1%}。纯注意力模型读随机词元的第二遍，照原序比打乱省下的奈特数：两层 "
+        f"{f['two_layers_induction']:.2f}，一层 {f['one_layer_induction']:+.2f}；贪心 rep-4 分别为 "
+        f"{f[f'{GREEDY}, two layers']:.2f} 与 "
+        f"{f[f'{GREEDY}, one layer']:.2f}。"
+    )
+
+
+NAMES = {
+    "none": Text("plain text", "原文"),
+    "within 5 %": Text("5 % said again within", "段内重说 5%"),
+    "within 15 %": Text("15 % said again within", "段内重说 15%"),
+    "within 30 %": Text("30 % said again within", "段内重说 30%"),
+    "across 30 %": Text("30 % passages met again", "跨段重复 30%"),
+    "an eighth": Text("an eighth of the text", "文本的八分之一"),
+    "a 32nd": Text("a 32nd of the text", "文本的三十二分之一"),
+    "likelihood": Text("likelihood", "最大似然"),
+    "unlikelihood": Text("unlikelihood", "非似然"),
+    "label smoothing": Text("label smoothing", "标签平滑"),
+    "ditto": Text("DITTO", "DITTO"),
+    "half the rows": Text("likelihood, half the rows", "最大似然，行数减半"),
+}
+
+
+def tables(f: Mapping[str, float]) -> list[Table]:
+    if GREEDY + ", none" not in f:
+        return []
+    marks = (GREEDY, "loops, greedy", "distinct-2, greedy", SAMPLED, BITS)
+    heads = (
+        Text("greedy rep-4", "贪心 rep-4"),
+        Text("in loops", "陷入循环"),
+        Text("greedy distinct-2", "贪心 distinct-2"),
+        Text("sampled rep-4", "采样 rep-4"),
+        Text("bits per byte", "每字节比特"),
+    )
+
+    def row(arm: str) -> tuple[Text | str, ...]:
+        shown = ("{:.3f}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.3f}")
+        return (NAMES[arm], *(form.format(f[f"{mark}, {arm}"]) for form, mark in zip(shown, marks, strict=True)))
+
+    arms = Text("trained on", "训练文本"), Text("trained by", "训练目标")
+    return [
+        Table(Text("By what it was trained on", "按训练文本"), (arms[0], *heads), tuple(row(arm) for arm in MADE)),
+        Table(Text("By the objective", "按训练目标"), (arms[1], *heads), tuple(row(arm) for arm in AIMS)),
+        Table(
+            Text("SmolLM2: mean probability of a token, behind n copies", "SmolLM2：已说过 n 遍之后词元的平均概率"),
+            (Text("copies before", "已说遍数"), *(str(n) for n in COPIES)),
+            tuple(
+                (name, *(f"{f[f'{arm}_{n}']:.3f}" for n in COPIES))
+                for arm, name in (("real", Text("sentences", "真句子")), ("random", Text("random tokens", "随机词元")))
+            ),
+        ),
+    ]
