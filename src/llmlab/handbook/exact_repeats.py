@@ -47,17 +47,19 @@ def penalised(seed: int) -> Figures:
 
 
 def blocked(seed: int) -> Figures:
-    """A tiny model that repeats itself when greedy: the largest rep-n of prompt and answer with the rule for that n, and
-    without."""
+    """A tiny model that repeats itself when greedy: rep-n of prompt and answer, the largest with the rule for that n,
+    without it the smallest."""
     desk = Desk(seed)
     found: Figures = {"blocked_rep": 0.0, "free_rep": 1.0}
     for size in SIZES:
         free, held = (
             max(
                 repetition([*prompt, *ids], size)
-                for prompt, ids in zip(desk.prompts, desk.texts(temperature=0.0, **rule), strict=True)
+                for prompt, ids in zip(
+                    desk.prompts, desk.texts(temperature=0.0, no_repeat_ngram_size=rule), strict=True
+                )
             )
-            for rule in ({}, {"no_repeat_ngram_size": size})
+            for rule in (0, size)
         )
         found["blocked_rep"] = max(found["blocked_rep"], held)
         found["free_rep"] = min(found["free_rep"], free)

@@ -53,13 +53,12 @@ SHARES = ("looping", "copied", "kept")
 
 def means(race: Told) -> Figures:
     """`measure arm` for all that was asked of an arm; the period only of arms of which every seed has a loop."""
-    found = {
+    return {
         f"{measure} {arm}": race.mean(arm, measure)
         for arm in RACE.arms
         for measure in MEASURES
         if race.fails(arm, measure) is None and (measure != "period" or min(race.values(arm, measure)) > 0)
     }
-    return found
 
 
 def least(race: Told, pairs: Sequence[tuple[str, str, str]]) -> float:

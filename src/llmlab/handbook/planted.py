@@ -1,5 +1,5 @@
-"""Repetition put into texts of people, so that it is known where it stands: what the measures, the queue for a person to
-look at and the filter make of it. A token is a word here; no model is asked.
+"""Repetition put into texts of people, so that it is known where it stands: what the measures, the filter and the queue
+of texts for a person to look at make of it. A token is a word here; no model is asked.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def blocks(book: str) -> tuple[tuple[str, ...], ...]:
 
 
 def filtered(seed: int) -> Figures:
-    """The filter by words on both books: what it takes from people, and what it finds of planted repeats, exact ones and
-    those with one word changed."""
+    """The filter by words on both books: what it takes from people, and what it finds of planted repeats, exact ones
+    and those with one word changed."""
     found: Figures = {}
     for book in BOOKS:
         source, rule = generator(seed, "handbook", "planted", book), PostFilter()

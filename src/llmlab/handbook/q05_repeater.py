@@ -1,5 +1,5 @@
-"""Question 5: the repeater. Endless repetition is there as described, but it is two things, copying the prompt and looping
-on what was just said, and the trigger that is left out is decoding for the likeliest text."""
+"""Question 5: the repeater. Endless repetition is there as described, but it is two things, copying the prompt and
+looping on what was just said, and the trigger that is left out is decoding for the likeliest text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -49,8 +49,8 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"{f['copy_rep_4']:.3f}; one that loops on other words {f['loop_copied']:.0%} and {f['loop_rep_4']:.2f}."
     )
     zh = (
-        f"在人写的段落里埋入循环，{planted.TEXTS} 处找到 {planted.TEXTS - f['loops_missed']:.0f} 处，起点与周期误差至多 "
-        f"{f['loop_gap']:.0f} 个词；段落本身有 {f['people_looping']:.0%} 被判为循环。回答若是照抄提示，"
+        f"在人写的段落里埋入循环，{planted.TEXTS} 处找到 {planted.TEXTS - f['loops_missed']:.0f} 处，起点与周期误差至多"
+        f" {f['loop_gap']:.0f} 个词；段落本身有 {f['people_looping']:.0%} 被判为循环。回答若是照抄提示，"
         f"{f['copy_copied']:.0%} 的词出自提示，rep-4 为 {f['copy_rep_4']:.3f}；若是用别的词打转，则分别为 "
         f"{f['loop_copied']:.0%} 与 {f['loop_rep_4']:.2f}。"
     )
@@ -119,8 +119,8 @@ QUESTION = Question(
         "chat template after 40 passages of Moby Dick and 10 everyday openings, five seeds: greedy, drawn at several "
         "temperatures, with the end of text forbidden and allowed, after passages begun again, filtered, beside how "
         "the book goes on.",
-        "在埋入循环的人写段落与照抄的回答上试各项量法。不用对话模板，让 SmolLM2 续写《白鲸》的 40 个段落和 10 句日常开头，"
-        "五个种子：贪心、数档温度采样、禁止与允许结束、提示为重新起头的段落、过滤，与原书下文对照。",
+        "在埋入循环的人写段落与照抄的回答上试各项量法。不用对话模板，让 SmolLM2 续写《白鲸》的 40 个段落和 10 句日常开头"
+        "，五个种子：贪心、数档温度采样、禁止与允许结束、提示为重新起头的段落、过滤，与原书下文对照。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",

@@ -2,6 +2,7 @@
 what is used today is not named, nor is any price."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from llmlab.handbook import exact_repeats, planted
 from llmlab.handbook.loop_figures import BEAMS, BENCH, OMITTED, TEMPERATURES, least, means, table
@@ -40,7 +41,7 @@ def raced(told: Mapping[str, Told]) -> Figures:
         **means(race),
         **race.bounds("greedy_minus_drawn", "greedy", "T = 1", "rep_4"),
         **race.bounds("cold_minus_hot", "T = 0.5", "T = 1.5", "rep_4"),
-        "largest_rise": max(hot - cold for cold, hot in zip(cooler, cooler[1:], strict=False)),
+        "largest_rise": max(hot - cold for cold, hot in pairwise(cooler)),
         **race.bounds("hot_price", "T = 1.5", "people", "nats"),
         **race.bounds("greedy_price", "greedy", "people", "nats"),
         **race.bounds("beam_8_minus_people", "beam 8", "people", "rep_4"),
@@ -67,8 +68,8 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"changed, and takes {f['filter_taken_worst']:.1%} of what people wrote (the worse of two books)."
     )
     zh = (
-        f"禁止重复 n 元组时，相应的 rep-n 为 {f['blocked_rep']:.0f}，不禁止则至少 {f['free_rep']:.2f}。惩罚对正的 logit "
-        f"相除、对负的相乘（误差 {f['penalty_gap']:.0e}）；若照论文所印的公式，logit 为负的重复反而升高，至少 "
+        f"禁止重复 n 元组时，相应的 rep-n 为 {f['blocked_rep']:.0f}，不禁止则至少 {f['free_rep']:.2f}。惩罚对正的 "
+        f"logit 相除、对负的相乘（误差 {f['penalty_gap']:.0e}）；若照论文所印的公式，logit 为负的重复反而升高，至少 "
         f"{f['printed_least_reward']:.3f}。埋入的 {planted.TEXTS} 处循环，复核队列收到 {f['queue_recall']:.0%}，精确率 "
         f"{f['queue_precision']:.0%}；逐遍编号的循环收到 {f['queue_recall_near']:.0%}，单靠循环监视则为 "
         f"{f['watch_recall_near']:.0%}。按用词的过滤找到埋入句子的 {f['filter_exact_worst']:.0%}，改动一个词的 "
@@ -96,8 +97,8 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"{f['rep_4 T = 1.5']:.3f}，每词元奈特从 {f['nats T = 0.5']:.2f} 变为 {f['nats T = 1.5']:.2f}；人写 "
         f"{f['nats people']:.2f}，贪心 {f['nats greedy']:.2f}。按用词过滤使贪心降到 {f['rep_4 filter by words']:.2f}，"
         f"留下 {f['kept filter by words']:.0%} 的词元；加上 MiniLM 为 {f['rep_4 filter by meaning']:.2f} 与 "
-        f"{f['kept filter by meaning']:.0%}，人写文本留下 {f['kept people, filtered']:.1%}。改用 fp32 打分，贪心、T = 1 "
-        f"与人写文本变动 {f['fp32_gap greedy']:+.3f}、{f['fp32_gap T = 1']:+.3f}、{f['fp32_gap people']:+.3f} 奈特。"
+        f"{f['kept filter by meaning']:.0%}，人写文本留下 {f['kept people, filtered']:.1%}。改用 fp32 打分，贪心、"
+        f"T = 1 与人写文本变动 {f['fp32_gap greedy']:+.3f}、{f['fp32_gap T = 1']:+.3f}、{f['fp32_gap people']:+.3f} 奈特。"
     )
     return Text(en, zh)
 
@@ -147,8 +148,8 @@ QUESTION = Question(
         "to be found by the queue for a person and by the filter. SmolLM2 after 50 beginnings, 160 tokens, 28 ways, "
         "five seeds; scored by the model itself, and by how its pieces lie among people's (MAUVE, light: MiniLM, 32 "
         "pieces a seed).",
-        "精确检验惩罚与禁止重复的规则；在两本书里埋入循环和句子，看复核队列与过滤能否找到。SmolLM2 续写 50 个开头各 160 个"
-        "词元，28 种方式，五个种子；用模型自身打分，并看片段与人写片段的分布（简版 MAUVE：MiniLM，每种子 32 段）。",
+        "精确检验惩罚与禁止重复的规则；在两本书里埋入循环和句子，看复核队列与过滤能否找到。SmolLM2 续写 50 个开头各 160 "
+        "个词元，28 种方式，五个种子；用模型自身打分，并看片段与人写片段的分布（简版 MAUVE：MiniLM，每种子 32 段）。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",
