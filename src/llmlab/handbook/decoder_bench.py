@@ -30,8 +30,8 @@ from llmlab.language_model import LanguageModel, Ways, load
 from llmlab.runtime import derive
 
 MODEL, ENCODER = "smollm2", "minilm"
-BOOK, DAILY, OTHERS, FEW = 8, 2, 24, 4  # passages, everyday openings, more passages of people, and those of slow arms
-PIECE, CLUSTERS = 40, 8  # tokens of a piece of text that is embedded; clusters of pieces
+BOOK, DAILY, OTHERS, FEW = 6, 2, 18, 3  # passages, everyday openings, more passages of people, and those of slow arms
+PIECE, CLUSTERS = 32, 6  # tokens of a piece of text that is embedded; clusters of pieces
 TOGETHER = 5  # prompts that are searched for at once: what a search keeps must have room in the pages
 EDGE = 32  # tokens at the beginning and the end of an answer
 Ids = list[int]
@@ -68,6 +68,8 @@ def asked(settings: Mapping[str, Any], seed: int) -> list[Opening]:
     passages = openings.slice_of(seed, BOOK + OTHERS)[:BOOK]
     match settings["prompts"]:
         case "open":
+            return list(map(openings.cut, passages))
+        case "open, everyday":
             return [*map(openings.cut, passages), *openings.everyday(seed, DAILY)]
         case "few":
             return [openings.cut(one) for one in passages[:FEW]]
@@ -158,7 +160,6 @@ def run(settings: Mapping[str, Any], seed: int) -> Life:
     prompts = [lm.prompt(one.prompt) for one in begun]
     book, alike, kept = sum(bool(one.onward) for one in begun) or len(begun), None, None
     if settings["human"]:
-        begun, prompts = begun[:book], prompts[:book]
         texts = [lm.tokenizer.encode(one.onward)[: settings["tokens"]] for one in begun]
         said = scored(lm, prompts, texts)
     elif settings["search"] is not None:
@@ -176,7 +177,7 @@ def run(settings: Mapping[str, Any], seed: int) -> Life:
     told: Life = dict(marks(prompts[:book], said[:book]))
     if len(said) > book:
         told["rep_4_everyday"] = mean([repetition(one.ids) for one in said[book:]])
-    if settings["prompts"] == "open":
+    if settings["prompts"] in ("open", "open, everyday"):
         told["mauve"] = likeness(lm, [one.ids for one in said[:book]], settings, seed)
         told["rep_4_few"] = mean([repetition(one.ids) for one in said[:FEW]])
     elif settings["prompts"] == "few":

@@ -22,7 +22,7 @@ NAMES = {
     "greedy, may end": Text("greedy, may end", "贪心，允许结束"),
     **{f"beam {n}": Text(f"beam {n}", f"束宽 {n}") for n in (2, 4, 8)},
     "diverse beam 4": Text("diverse beams, 4 groups", "分组束搜索，4 组"),
-    "contrastive": Text("contrastive search (4 passages)", "对比搜索（4 段）"),
+    "contrastive": Text("contrastive search (3 passages a seed)", "对比搜索（每种子 3 段）"),
     **{f"repetition {p}": Text(f"repetition penalty {p}", f"重复惩罚 {p}") for p in ("1.05", "1.1", "1.2", "1.3")},
     **{f"presence {p}": Text(f"presence penalty {p}", f"出现惩罚 {p}") for p in ("0.5", "1")},
     **{f"frequency {p}": Text(f"frequency penalty {p}", f"频率惩罚 {p}") for p in ("0.5", "1")},

@@ -57,7 +57,7 @@ def evidence(f: Mapping[str, float]) -> Text:
     if "rep_4 greedy" not in f:
         return Text(en, zh)
     en += (
-        f" SmolLM2 (4-bit weights) after passages of a book, 160 tokens without an end: greedy has a rep-4 of "
+        f" SmolLM2 (4-bit weights) after passages of a book, 128 tokens without an end: greedy has a rep-4 of "
         f"{f['rep_4 greedy']:.2f}, {f['looping greedy']:.0%} of its answers loop, {f['copied greedy']:.0%} of its "
         f"tokens come from the prompt; drawn at T = 1 {f['rep_4 T = 1']:.3f} and {f['copied T = 1']:.0%}; people "
         f"{f['rep_4 people']:.3f} and {f['copied people']:.0%}. Where the prompt is a passage begun again, "
@@ -67,7 +67,7 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"{f['rep_4 greedy, may end']:.2f} in {f['tokens greedy, may end']:.0f} tokens."
     )
     zh += (
-        f"SmolLM2（4 位权重）续写书中段落 160 个词元，不许结束：贪心的 rep-4 为 {f['rep_4 greedy']:.2f}，"
+        f"SmolLM2（4 位权重）续写书中段落 128 个词元，不许结束：贪心的 rep-4 为 {f['rep_4 greedy']:.2f}，"
         f"{f['looping greedy']:.0%} 的回答陷入循环，{f['copied greedy']:.0%} 的词元出自提示；T = 1 采样为 "
         f"{f['rep_4 T = 1']:.3f} 与 {f['copied T = 1']:.0%}；人写为 {f['rep_4 people']:.3f} 与 "
         f"{f['copied people']:.0%}。提示若是重新起头的段落，则抄去 {f['copied begun again']:.0%}，rep-4 为 "
@@ -116,11 +116,11 @@ QUESTION = Question(
     ),
     run=Text(
         "Our measures on passages of people in which loops were planted, and on answers that copy. SmolLM2 without "
-        "chat template after 40 passages of Moby Dick and 10 everyday openings, five seeds: greedy, drawn at several "
+        "chat template after 30 passages of Moby Dick and 10 everyday openings, five seeds: greedy, drawn at several "
         "temperatures, with the end of text forbidden and allowed, after passages begun again, filtered, beside how "
         "the book goes on.",
-        "在埋入循环的人写段落与照抄的回答上试各项量法。不用对话模板，让 SmolLM2 续写《白鲸》的 40 个段落和 10 句日常开头"
-        "，五个种子：贪心、数档温度采样、禁止与允许结束、提示为重新起头的段落、过滤，与原书下文对照。",
+        "在埋入循环的人写段落与照抄的回答上试各项量法。不用对话模板，让 SmolLM2 续写《白鲸》的 30 个段落和 10 句日常"
+        "开头，五个种子：贪心、数档温度采样、禁止与允许结束、提示为重新起头的段落、过滤，与原书下文对照。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",

@@ -98,7 +98,8 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"{f['nats people']:.2f}，贪心 {f['nats greedy']:.2f}。按用词过滤使贪心降到 {f['rep_4 filter by words']:.2f}，"
         f"留下 {f['kept filter by words']:.0%} 的词元；加上 MiniLM 为 {f['rep_4 filter by meaning']:.2f} 与 "
         f"{f['kept filter by meaning']:.0%}，人写文本留下 {f['kept people, filtered']:.1%}。改用 fp32 打分，贪心、"
-        f"T = 1 与人写文本变动 {f['fp32_gap greedy']:+.3f}、{f['fp32_gap T = 1']:+.3f}、{f['fp32_gap people']:+.3f} 奈特。"
+        f"T = 1 与人写文本变动 {f['fp32_gap greedy']:+.3f}、{f['fp32_gap T = 1']:+.3f}、"
+        f"{f['fp32_gap people']:+.3f} 奈特。"
     )
     return Text(en, zh)
 
@@ -145,11 +146,12 @@ QUESTION = Question(
     ),
     run=Text(
         "Exact checks of the penalty and of the rule against repeated runs; loops and sentences planted in two books, "
-        "to be found by the queue for a person and by the filter. SmolLM2 after 50 beginnings, 160 tokens, 28 ways, "
-        "five seeds; scored by the model itself, and by how its pieces lie among people's (MAUVE, light: MiniLM, 32 "
-        "pieces a seed).",
-        "精确检验惩罚与禁止重复的规则；在两本书里埋入循环和句子，看复核队列与过滤能否找到。SmolLM2 续写 50 个开头各 160 "
-        "个词元，28 种方式，五个种子；用模型自身打分，并看片段与人写片段的分布（简版 MAUVE：MiniLM，每种子 32 段）。",
+        "to be found by the queue for a person and by the filter. SmolLM2 after 30 passages, 128 tokens, two dozen "
+        "ways, five seeds; scored by the model itself, and by how its pieces lie among people's (MAUVE, light: "
+        "MiniLM, 24 pieces a seed).",
+        "精确检验惩罚与禁止重复的规则；在两本书里埋入循环和句子，看复核队列与过滤能否找到。SmolLM2 续写 30 个段落各 "
+        "128 个词元，二十余种方式，五个种子；用模型自身打分，并看片段与人写片段的分布（简版 MAUVE：MiniLM，每种子 24 "
+        "段）。",
     ),
     papers=(
         "Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751",
