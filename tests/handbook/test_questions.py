@@ -20,6 +20,7 @@ from llmlab.compression.int8_products import W8A8Linear, quantize_tokens
 from llmlab.errors import InputError
 from llmlab.handbook import (
     decoding_desk,
+    exact_repeats,
     ladder,
     q41_layernorm,
     q50_gelu,
@@ -31,8 +32,9 @@ from llmlab.handbook import (
 from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict, asked, built, load
 from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
-from llmlab.inference import engine, sampling
+from llmlab.inference import engine, processors, sampling
 from llmlab.inference.cache import DenseCache
+from llmlab.inference.loops import LoopWatch
 from llmlab.model import rotary
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block
@@ -63,6 +65,8 @@ VERDICTS = {
     2: Verdict.CORRECTED,
     3: Verdict.NOT_REPRODUCED,
     4: Verdict.CORRECTED,
+    5: Verdict.CORRECTED,
+    7: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
     12: Verdict.CORRECTED,
@@ -403,6 +407,8 @@ def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new
         (2, Prefix, "places", blind_to_the_prefix, Verdict.NOT_REPRODUCED),
         (3, ladder, "right", all_or_nothing, Verdict.NOT_REPRODUCED),
         (4, Attention, "_shown", counted_twice, Verdict.NOT_REPRODUCED),
+        (5, LoopWatch, "push", lambda self, id: None, Verdict.NOT_REPRODUCED),
+        (7, processors, "penalise_repetition", exact_repeats.printed, Verdict.NOT_REPRODUCED),
         (8, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
         (12, DenseCache, "_put", kept_in_double, Verdict.NOT_REPRODUCED),
         (13, roofline, "matrix_weights", lambda a: a.layers * a.dim**2, Verdict.NOT_REPRODUCED),
