@@ -21,6 +21,7 @@ from llmlab.handbook.streamed import Streamed
 from llmlab.longtext.chunk import spans
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
+from llmlab.tokenization.chat import Renderer
 from llmlab.tokenization.tokenizer import Tokenizer
 
 TRAINED = 8192  # SmolLM2's context
@@ -29,7 +30,7 @@ KEPT = 2048  # of a truncated document, and of a window
 SINKS, BLOCK = 4, 512
 PASSAGE, SHARED, TAKEN = 128, 32, 3  # tokens of a passage that is retrieved, shared by two; how many are read
 SECTION = 512  # tokens of sentences from which the hierarchy keeps one a question
-SUMMARY = 64  # tokens written about a chunk
+SUMMARY, TOLD = 64, 32  # tokens written about a chunk, and in answer to a message
 
 Found = tuple[list[str], Work]
 
@@ -68,6 +69,15 @@ def truncated(read: Document, stems: Sequence[str]) -> Found:
     return _read([read.ids[:KEPT]], stems, Reader(TRAINED))
 
 
+def asked(read: Document, stems: Sequence[str]) -> Found:
+    """All of it in a user's message that asks for the end of the sentence, as the model's chat template has it."""
+    reader = Reader(TRAINED)
+    renderer, text = Renderer(reader.tokenizer), reader.tokenizer.decode(read.ids)
+    asks = [f"Here is a text.\n\n{text}\n\nAnswer from the text above. Complete the sentence: {stem}" for stem in stems]
+    prompts = [renderer.render([{"role": "user", "content": one}], reply=True).ids for one in asks]
+    return reader.write(prompts, TOLD, renderer.stop_ids), reader.work
+
+
 # ---------------------------------------------------------------- in parts
 
 
@@ -103,9 +113,7 @@ def hierarchy(read: Document, stems: Sequence[str]) -> Found:
     near_QN = _nearness(said, stems, reader.work)
     answers = []
     for near_N, stem in zip(near_QN, stems, strict=True):
-        best = [
-            int(near_N.masked_fill(section_N != section, -2.0).argmax()) for section in section_N.unique().tolist()
-        ]
+        best = [int(near_N.masked_fill(section_N != section, -2.0).argmax()) for section in section_N.unique().tolist()]
         kept = "\n\n".join(said[at] for at in best)
         answers += _read([reader.tokenizer.encode(kept)], [stem], reader)[0]
     return answers, reader.work
@@ -179,6 +187,7 @@ def _continued(model: Transformer, tokenizer: Tokenizer, stem: str, start: int, 
 
 WAYS: Mapping[str, Callable[[Document, Sequence[str]], Found]] = {
     "whole": whole,
+    "asked": asked,
     "stretched": stretched,
     "truncated": truncated,
     "chunks": chunks,

@@ -1,8 +1,8 @@
 """Long documents with made-up facts in them: a stretch of the bundled book, ten facts at known depths, one question
 each. A question is the beginning of its fact's sentence, which the model goes on with.
 
-Asked in its chat form, SmolLM2 misses many of these facts at a thousand tokens already; gone on with as plain text it
-finds all but a few. So it is not asked, it continues: what is measured is reaching a fact, not talking about it.
+In its chat form SmolLM2 misses some of these facts in short texts already; where it goes on with plain text it finds
+nearly all. So it is not asked, it continues: what is measured is reaching a fact, not talking about it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Document:
 
 def document(tokenizer: Tokenizer, tokens: int, seed: int, edges: int | None = None) -> Document:
     """So many tokens of the book, with every fact as a paragraph of its own, in an order and with ends that the seed
-    chooses, evenly over the length. `edges`: each is moved to the nearest multiple of it, which then lies before its answer."""
+    chooses, evenly over the length. `edges`: each is moved so that the nearest multiple of it lies before its
+    answer."""
     draws = generator(seed, "handbook", "needles")
     count = len(STEMS)
     book = bundled.path("moby_dick").read_text(encoding="utf-8")

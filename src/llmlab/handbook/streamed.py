@@ -26,7 +26,7 @@ class Streamed:
         self.window, self.sinks, self.widest = window, sinks, 0
         self._places: Places | None = None
         self._kept = torch.empty(0, dtype=torch.int64)
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values [1, G, S, K]
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values [1, G, S, K]
 
     def _reached(self, at: Places) -> Tensor:
         """The columns that a block still sees."""
@@ -51,10 +51,10 @@ class Streamed:
 
     def update(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         new = k_BGTK, v_BGTK
-        if layer in self._held:
-            pairs = zip(self._held[layer], new, strict=True)
+        if layer in self.held:
+            pairs = zip(self.held[layer], new, strict=True)
             new = tuple(torch.cat([old[:, :, self._kept], one], 2) for old, one in pairs)  # type: ignore[assignment]
-        self._held[layer] = new
+        self.held[layer] = new
         return new
 
     def recall(self, layer: int) -> tuple[Tensor, ...] | None:
