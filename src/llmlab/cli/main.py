@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from llmlab.cli import learning, measuring, recipes, talking, weights
+from llmlab.cli import learning, measuring, reading, recipes, talking, weights
 from llmlab.errors import InputError, LlmlabError
 
 
@@ -40,6 +40,7 @@ VERBS = (
     *(recipes.run, recipes.compare, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
+    reading.read,
     *(measuring.evaluate, measuring.xray),
     learning.handbook,
 )

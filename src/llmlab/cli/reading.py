@@ -1,0 +1,44 @@
+"""Texts longer than a context: ask them, sum them up."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.arguments import AsJson, Device, Weights, answer, notice
+from llmlab.quick import uncollected
+
+File = Annotated[Path, typer.Argument(help="A text of any size: txt, md, any plain text, also gzipped (.gz).")]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of a file that has no byte order mark.")]
+Reads = Annotated[str | None, typer.Option("--model", help="The model that writes; by default sentences are quoted.")]
+
+
+def read(
+    file: File,
+    ask: Annotated[str, typer.Option("--ask", help="The question.")],
+    model: Reads = None,
+    retriever: Annotated[
+        str | None,
+        typer.Option("--retriever", help="bm25, minilm, fused, or '{kind: fused, candidates: 64}'; the best by default."),
+    ] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Characters of a passage; 1200 (Chinese: 400).")] = None,
+    overlap: Annotated[int | None, typer.Option("--overlap", help="Characters two share; a quarter.")] = None,
+    encoding: Encoding = "utf-8",
+    weights: Weights = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from a file of any length, with the passages that say so.
+
+    Places are characters of the text as Python reads it. Without --model the answer is a quoted sentence.
+    """
+    import yaml
+
+    with uncollected():
+        from llmlab.longtext.read import read as find
+
+    how = None if retriever is None else yaml.safe_load(retriever) if retriever.startswith("{") else retriever
+    found = find(file, ask, model, how, encoding, size, overlap, weights, device)
+    if found.notice:
+        notice(found.notice)
+    answer(as_json, found.as_json(), found.told())
