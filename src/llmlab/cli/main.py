@@ -40,7 +40,7 @@ VERBS = (
     *(recipes.run, recipes.compare, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
-    reading.read,
+    *(reading.read, reading.summarize),
     *(measuring.evaluate, measuring.xray),
     learning.handbook,
 )

@@ -42,3 +42,28 @@ def read(
     if found.notice:
         notice(found.notice)
     answer(as_json, found.as_json(), found.told())
+
+
+def summarize(
+    file: File,
+    model: Reads = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="extract (no model), map_reduce (with one) or refine.")
+    ] = None,
+    words: Annotated[int, typer.Option("--words", help="About so many.")] = 120,
+    limit: Annotated[
+        int, typer.Option("--limit", help="Characters the model reads; a longer text is thinned by extraction first.")
+    ] = 100_000,
+    encoding: Encoding = "utf-8",
+    weights: Weights = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Sum up a file of any length, section by section."""
+    with uncollected():
+        from llmlab.longtext.summarize import summarize as sum_up
+
+    done = sum_up(file, model, method, words, encoding, limit, weights, device)
+    if done.thinned:
+        notice(f"the file is longer than {limit} characters: the model read its best sentences (--limit)")
+    answer(as_json, done.as_json(), done.summary)

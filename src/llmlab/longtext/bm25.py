@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from llmlab.longtext.questions import FUNCTION
+
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 CJK = re.compile(f"[{_CJK}]")
 _WORD = re.compile(rf"[^\W_{_CJK}]{{1,64}}|[{_CJK}]")
@@ -137,6 +139,20 @@ class Index:
     def idf(self, word: str) -> float:
         """How much a word (in small letters) tells: log(1 + (N - n + 0.5) / (n + 0.5)); most where it is not there."""
         return self._idf(len(self._postings(self._vocabulary.get(word, UNKNOWN))[0]))
+
+    def numbers(self, text: str) -> npt.NDArray[np.int64]:
+        """[words]: the numbers of the beginnings of a text's words, function words and unknown ones left out."""
+        known = [self._vocabulary.get(word[:BEGINNING] + "*") for word in words(text) if word not in FUNCTION]
+        return np.array([number for number in known if number is not None], np.int64)
+
+    def weights(self) -> npt.NDArray[np.float64]:
+        """[terms]: how much each stands for the whole: how often it is there times its idf, 1 for the heaviest."""
+        count_V, chunks_V = np.zeros(len(self._vocabulary)), np.zeros(len(self._vocabulary))
+        for one in self._segments:
+            count_V[one.terms_U] += np.add.reduceat(one.count_P.astype(np.float64), one.at_U[:-1])
+            chunks_V[one.terms_U] += np.diff(one.at_U)
+        weight_V = count_V * np.log(1 + (len(self) - chunks_V + 0.5) / (chunks_V + 0.5))
+        return np.asarray(weight_V / max(float(weight_V.max(initial=0)), 1e-9), np.float64)
 
     def _idf(self, chunks: int) -> float:
         return math.log(1 + (len(self) - chunks + 0.5) / (chunks + 0.5))

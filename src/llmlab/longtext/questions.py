@@ -11,7 +11,7 @@ import re
 from llmlab.errors import InputError
 
 LONGEST = 2000  # characters: what is longer is a text and no question
-_FUNCTION = frozenset(
+FUNCTION = frozenset(
     """a an the this that these those it its he his him she her hers they them their we us our i me my you your
     of to in on at by for from with into onto upon about over under after before during between through against
     is are was were be been being am do does did done has have had having can could will would shall should may might
@@ -41,5 +41,5 @@ def telling(question: str) -> str:
     ('name captain ship', '曹操 马叫')
     """
     said = _WORD.findall(question.lower())
-    left = [word for part in said if part not in _FUNCTION for word in _ASKING.sub(" ", part).split()]
+    left = [word for part in said if part not in FUNCTION for word in _ASKING.sub(" ", part).split()]
     return " ".join(left or said)
