@@ -19,7 +19,9 @@ def read(
     model: Reads = None,
     retriever: Annotated[
         str | None,
-        typer.Option("--retriever", help="bm25, minilm, fused, or '{kind: fused, candidates: 64}'; the best by default."),
+        typer.Option(
+            "--retriever", help="bm25, minilm, fused, or '{kind: fused, candidates: 64}'; the best by default."
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option("--size", help="Characters of a passage; 1200 (Chinese: 400).")] = None,
     overlap: Annotated[int | None, typer.Option("--overlap", help="Characters two share; a quarter.")] = None,
@@ -32,12 +34,14 @@ def read(
 
     Places are characters of the text as Python reads it. Without --model the answer is a quoted sentence.
     """
-    import yaml
-
     with uncollected():
+        from llmlab.longtext.read import Reading
         from llmlab.longtext.read import read as find
+        from llmlab.recipe import override, parse
 
-    how = None if retriever is None else yaml.safe_load(retriever) if retriever.startswith("{") else retriever
+    how = None
+    if retriever is not None:
+        how = parse(Reading, override(Reading, {}, [f"retriever={retriever}"]), "read").retriever
     found = find(file, ask, model, how, encoding, size, overlap, weights, device)
     if found.notice:
         notice(found.notice)

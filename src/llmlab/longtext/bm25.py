@@ -158,7 +158,7 @@ class Index:
         return math.log(1 + (len(self) - chunks + 0.5) / (chunks + 0.5))
 
     def _terms(self, question: str) -> Counter[int]:
-        """The question's terms by number, those that are nowhere by numbers that no term has; how often it says them."""
+        """How often the question says each term, by number; terms that are nowhere have numbers of their own."""
         found, unknown = Counter[int](), dict[str, int]()
         for word in words(question):
             for term in (word, word[:BEGINNING] + "*"):

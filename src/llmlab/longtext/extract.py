@@ -23,7 +23,7 @@ from llmlab.longtext.textfile import TextFile
 
 CHUNK = 1200  # characters, read without overlap
 KEPT = 64  # sentences of a section that are remembered for one that may be chosen, at least
-SHORTEST, LONGEST = 40, 600  # characters of a sentence worth quoting
+SHORTEST, LONGEST = 20, 600  # characters of a sentence worth quoting
 
 
 @dataclass(frozen=True, order=True)

@@ -8,6 +8,7 @@ the answer is a quoted sentence; with one, the model reads the passages that fit
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from llmlab.errors import InputError
 from llmlab.longtext.answering import model_answer
 from llmlab.longtext.chunk import check
-from llmlab.longtext.hierarchy import sentences
+from llmlab.longtext.hierarchy import sentence_ends, sentences
 from llmlab.longtext.questions import checked
 from llmlab.longtext.retrievers import Finder, Ranked, Retriever, standard
 from llmlab.longtext.textfile import TextFile
@@ -103,28 +104,37 @@ class Reader:
         asked = checked(question)
         ranked = self.finder.rank(asked)
         spans, scores = apart(ranked, MOST)
-        texts = self.file.texts(spans)
-        sources = [
-            Source(text, start, end, round(score, 4))
-            for text, (start, end), score in zip(texts, spans, scores, strict=True)
-        ]
+        sources = self._sources(spans, scores)
+        texts = [source.text for source in sources]
         if lm is not None:
             said, cited = model_answer(lm, asked, texts if ranked.bears else [])
         else:
             said, cited = self._sentence(asked, texts) if ranked.bears else ("", [])
         return Answer(said or NOTHING, sources, bool(said), cited, self.kind, model, self.notice)
 
+    def _sources(self, spans: list[tuple[int, int]], scores: list[float]) -> list[Source]:
+        """The passages as they are quoted: with whole sentences around them, half a chunk on either side."""
+        wide = widened(spans, self.size // 2)
+        found = []
+        for (start, end), (first, _last), text, score in zip(spans, wide, self.file.texts(wide), scores, strict=True):
+            ends_M = sentence_ends(text) + first
+            before_M, after_M = ends_M[ends_M <= start], ends_M[ends_M >= end]
+            begin = 0 if first == 0 else int(before_M[0]) if len(before_M) else start
+            stop = int(after_M[-1]) if len(after_M) else end
+            piece = text[begin - first : stop - first].lstrip()
+            begin, piece = stop - len(piece), piece.rstrip()
+            found.append(Source(piece, begin, begin + len(piece), round(score, 4)))
+        return found
+
     def _sentence(self, question: str, texts: list[str]) -> tuple[str, list[int]]:
         """The sentence of the sources that is most like the question, those of the best source a little before others,
         and the source it is from."""
         told = [
-            (text[start:end], number)
-            for number, text in enumerate(texts, 1)
-            for start, end in sentences(text).tolist()
+            (text[start:end], number) for number, text in enumerate(texts, 1) for start, end in sentences(text).tolist()
         ]
         like_M = self.finder.likeness(question, [sentence for sentence, _ in told])
-        like_M = like_M - 0.05 * np.array([number for _, number in told])
-        best, number = told[int(like_M.argmax())]
+        later_M = 0.05 * np.array([number for _, number in told])
+        best, number = told[int((like_M - later_M).argmax())]
         return " ".join(best.split()), [number]
 
 
@@ -160,6 +170,17 @@ def apart(ranked: Ranked, most: int) -> tuple[list[tuple[int, int]], list[float]
             chosen.append((start, end))
             scores.append(score)
     return chosen, scores
+
+
+def widened(spans: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:
+    """Each span with so many characters more on either side; where two would meet, they share what lies between."""
+    order = sorted(range(len(spans)), key=lambda number: spans[number])
+    found = [(max(0, start - margin), end + margin) for start, end in spans]
+    for one, next_ in itertools.pairwise(order):
+        middle = (spans[one][1] + spans[next_][0]) // 2
+        found[one] = (found[one][0], min(found[one][1], middle))
+        found[next_] = (max(found[next_][0], middle), found[next_][1])
+    return found
 
 
 def _retriever(value: Any) -> Retriever:

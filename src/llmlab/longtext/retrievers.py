@@ -158,7 +158,7 @@ class MinilmFinder(Finder):
         return Ranked(self.spans_N2[order], score_N[order], float(cosine_W.max()) >= COSINE)
 
     def likeness(self, question: str, texts: Sequence[str]) -> Float32:
-        return _vectors(self.encoder, texts) @ _vectors(self.encoder, [question])[0]
+        return np.asarray(_vectors(self.encoder, texts) @ _vectors(self.encoder, [question])[0], np.float32)
 
 
 class FusedFinder(Finder):
@@ -184,7 +184,8 @@ class FusedFinder(Finder):
         by_word = self.words.likeness(question, texts)
         if CJK.search(question):
             return by_word
-        return (by_word + _vectors(self.encoder, texts) @ _vectors(self.encoder, [question])[0]) / 2
+        by_meaning = _vectors(self.encoder, texts) @ _vectors(self.encoder, [question])[0]
+        return np.asarray((by_word + by_meaning) / 2, np.float32)
 
     def _windows(self, spans_N2: Int64) -> tuple[Int64, list[str]]:
         """What of these chunks is embedded: chunks that overlap are one stretch, each of which is cut into windows."""

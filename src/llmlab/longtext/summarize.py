@@ -211,7 +211,7 @@ def _map_reduce(writer: Writer, parts: Sequence[Part], texts: Sequence[str]) -> 
         whole = writer.write(writer.fit(whole))
         levels += 1
     told_parts = [_section(part, found[0]) for part, found in zip(parts, by_part, strict=True) if found]
-    return Summary(whole[0], "map_reduce", told_parts, levels=levels)
+    return Summary(whole[0] if whole else "", "map_reduce", told_parts, levels=levels)
 
 
 def _refined(writer: Writer, parts: Sequence[Part], texts: Sequence[str]) -> Summary:
