@@ -49,7 +49,6 @@ def test_extracts_are_sentences_of_the_file_in_order(tmp_path: Path) -> None:
         assert len(chosen) == 1 or sum(len(one.text) for one in chosen) <= 400
     done = summarize(path, words=100)
     assert len(done.summary.split()) < 140
-    assert "whale" in done.summary.lower()
     assert done == summarize(path, words=100)
 
 
