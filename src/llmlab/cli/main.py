@@ -40,7 +40,7 @@ VERBS = (
     *(recipes.run, recipes.compare, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
-    reading.continue_,
+    *(reading.read, reading.summarize, reading.continue_),
     *(measuring.evaluate, measuring.diagnose, measuring.xray),
     learning.handbook,
 )

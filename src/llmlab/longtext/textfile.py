@@ -15,6 +15,7 @@ import numpy as np
 
 from llmlab.data.files import chunks, find
 from llmlab.errors import InputError
+from llmlab.longtext.bm25 import CJK
 from llmlab.longtext.chunk import check, spans_at
 from llmlab.longtext.hierarchy import Int64, sentence_ends
 
@@ -64,6 +65,12 @@ class TextFile:
             yield block
         if not some:
             raise InputError(str(self.path), "holds no text")
+
+    def is_dense(self) -> bool:
+        """Whether half of the beginning's letters are Chinese, Japanese or Korean."""
+        beginning = next(self.blocks(), "")[:20_000]
+        letters = sum(map(str.isalpha, beginning))
+        return 2 * len(CJK.findall(beginning)) > letters
 
     def chunks(self, size: int, overlap: int) -> Iterator[list[Chunk]]:
         """All of the text in chunks of at most `size` characters, cut between sentences where one ends in reach
