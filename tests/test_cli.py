@@ -63,6 +63,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "@", "--prompt", "x", "--search", "{kind: beam"], "search: '{kind: beam' is not a YAML value"),
         (["generate", "@", "--prompt", "x", "--search", "beam", "--temperature", "2"], "cannot go with beam search"),
         (["generate", "@", "--prompt", "x", "--cache", "{kind: rolling, window: -1}"], "generate.cache.window: got -1"),
+        (
+            ["generate", "@", "--prompt", "x", "--on-loop", "stpo"],
+            "generate.on_loop: unknown kind 'stpo' (did you mean",
+        ),
+        (
+            ["generate", "@", "--prompt", "x", "--on-loop", "{kind: stop, repeats: 1}"],
+            "generate.on_loop.repeats: got 1",
+        ),
+        (["generate", "@", "--prompt", "x", "--on-loop", "stop", "--search", "beam"], "on_loop stop watches one text"),
+        (["diagnose", "smolm"], "smollm2"),
+        (["diagnose", "@", "text=3"], "did you mean 'texts'"),
+        (["diagnose", "@", "--data", "none.txt"], "does not exist"),
         (["generate", "smolm", "--prompt", "x"], "smollm2"),
         (["continue", "none.txt", "--model", "@"], "none.txt: cannot be read: No such file"),
         (["continue", "@/model.safetensors", "--model", "@"], "is 0: this is no text"),

@@ -15,6 +15,7 @@ from llmlab.evaluation.harness import Evaluate, evaluate, evaluate_model
 from llmlab.evaluation.perplexity import held_out_documents
 from llmlab.evaluation.tasks.base import Subject
 from llmlab.evaluation.tasks.exercises import held_out_exercises
+from llmlab.inference.engine import Completion
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import StopFlag
@@ -222,3 +223,47 @@ def test_a_recipe_names_its_tasks_and_their_files(questions):
     assert Evaluate.model_json_schema()
     with pytest.raises(InputError, match="did you mean 'samples'"):
         parse(Evaluate, {"tasks": ["sample"]})
+
+
+# ---------------------------------------------------------------- repetition
+
+
+def repetition_of(bundle, held_out=None, **settings):
+    found = tasks.read({"kind": "repetition", "new_tokens": 40, "texts": 6, **settings}).run(
+        Subject(bundle, 3, held_out)
+    )
+    assert [result.metric for result in found] == ["rep_4", "loops", "distinct_2", "self_bleu", "copied"]
+    return {result.metric: result for result in found}
+
+
+def test_repetition_of_a_model_that_says_one_word(tokenizer, monkeypatch, tmp_path):
+    from llmlab.evaluation.tasks import repetition
+
+    bundle = bundle_of(tokenizer)
+
+    def say(model, prompts, sampling, stops, seeds):
+        assert not stops, "no token ends a text"
+        assert set(sampling.logit_bias) == tokenizer.special_ids
+        return [Completion([9] * sampling.max_new_tokens, [0.0] * sampling.max_new_tokens, "length") for _ in prompts]
+
+    monkeypatch.setattr(repetition, "generate", say)
+    found = repetition_of(bundle)
+    assert found["rep_4"].value.value == pytest.approx(36 / 37)
+    assert found["loops"].value.value == found["self_bleu"].value.value == 1
+    assert found["distinct_2"].value.value == pytest.approx(1 / (6 * 39))
+    assert all(result.details["human"] != result.value.value for result in found.values() if result.metric != "copied")
+    assert found["rep_4"].details["difference_interval"][0] > 0.5, "Moby-Dick, where nothing was held out"
+    mine = tmp_path / "mine.txt"
+    mine.write_text("all work and no play. " * 40)
+    assert repetition_of(bundle, path=str(mine))["rep_4"].details["human"] > 0.5
+    assert repetition_of(bundle, prompts=["the sea", "a whale"])["rep_4"].details == {}
+    mine.write_text("short")
+    with pytest.raises(InputError, match=r"mine\.txt: has no document of"):
+        repetition_of(bundle, path=str(mine))
+
+
+def test_repetition_may_let_a_text_end(bundle):
+    allowed = repetition_of(bundle, ends="allowed", prompts=["the sea"] * 3)
+    suppressed = repetition_of(bundle, prompts=["the sea"] * 3)
+    assert suppressed["distinct_2"].weights == [39] * 3
+    assert sum(allowed["distinct_2"].weights) <= 39 * 3

@@ -1,10 +1,12 @@
 """The watch over loops against brute force."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.inference.loops import Loop, Looping, LoopWatch, loop_in
+from llmlab.inference.loops import Loop, Looping, LoopWatch, alarms, loop_in
 
 
 def brute(ids: list[int], of: Looping) -> Loop | None:
@@ -37,3 +39,12 @@ def test_what_does_not_repeat_is_no_loop():
     assert loop_in([1, 2, 3] * 7) is None  # 21 tokens: too short to be sure
     assert loop_in([1, 2, 3] * 8) == (0, 3)
     assert loop_in(list(range(200)) * 2) is None  # twice is no loop
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(2, 4), st.integers(2, 9), st.integers(1, 6))
+@settings(deadline=None, max_examples=200)
+def test_a_whole_text_at_once_alarms_where_the_watch_does(ids, repeats, tokens, longest):
+    of = Looping(repeats=repeats, tokens=tokens, longest=longest)
+    watch = LoopWatch(of)
+    inside = [False, *(watch.push(id) is not None for id in ids)]
+    assert alarms(ids, of) == [at for at, (before, now) in enumerate(itertools.pairwise(inside)) if now and not before]

@@ -6,7 +6,6 @@ what was said. Both are to be read beside those of people: far fewer nats than t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,4 +118,4 @@ def _heard(voice: Voice, prompts: Sequence[list[int]], texts: Sequence[list[int]
 
 def _keeps_states(architecture: Architecture) -> bool:
     """Whether texts of the model can be doubled on the way, which search does: those of all that keep keys."""
-    return architecture.attention.scores and not math.isclose(architecture.layers, 0)
+    return architecture.attention.scores

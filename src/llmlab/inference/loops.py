@@ -6,7 +6,7 @@ has been so, and all of them are brought on at once with each token, so watching
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,22 @@ class LoopWatch:
             return None
         period = int(self._periods[found[0]])
         return Loop(self._count - int(self._runs[found[0]]) - period, period)
+
+
+def alarms(ids: Sequence[int], looping: Looping | None = None) -> list[int]:
+    """Where a whole text falls into a loop, by the index of the token with which a watch would find it; once for each
+    time. The text is looked at period by period, so that a million tokens take seconds."""
+    looping = looping or Looping()
+    all_ = np.asarray(ids, np.int64)
+    inside = np.zeros(len(all_) + 1, bool)
+    for period in range(1, min(looping.longest, len(all_) - 1) + 1):
+        equal = all_[period:] == all_[:-period]
+        places = np.arange(len(equal))
+        runs = places - np.maximum.accumulate(np.where(equal, -1, places))
+        needed = max((looping.repeats - 1) * period, looping.tokens - period, 1)
+        inside[1 + period :] |= runs >= needed
+    found: list[int] = np.flatnonzero(inside[1:] & ~inside[:-1]).tolist()
+    return found
 
 
 def loop_in(ids: Iterable[int], looping: Looping | None = None) -> Loop | None:
