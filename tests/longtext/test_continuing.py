@@ -24,7 +24,7 @@ from llmlab.tokenization.train import BPE, train_tokenizer
 
 CONTEXT = 64
 TEXT = (
-    "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about a little. 白鲸 🐋\n"
+    "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about. 白鲸 🐋\n"
 )
 
 
