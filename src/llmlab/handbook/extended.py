@@ -31,7 +31,7 @@ from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
 from llmlab.runtime import generator
 
-TRAINED, LONG = 64, 4  # tokens of a row, and how many times that a tuning row and the rescaled angles have
+TRAINED, LONG = 32, 4  # tokens of a row, and how many times that a tuning row and the rescaled angles have
 MULTIPLES = (1, 2, 4, 8)
 LAYERS, DIM, HEADS = 2, 96, 4
 CODES, FIRST, VALUES = 4, 128, 16  # codes of a row, the first one's lowest byte, how many values each may have
