@@ -1,4 +1,4 @@
-"""A base that goes on training on documents, its rotary angles rescaled or not: `base` + `rope` + `text` + `pretrain`."""
+"""A base that goes on training on documents, angles rescaled or not: `base` + `rope` + `text` + `pretrain`."""
 
 from __future__ import annotations
 
