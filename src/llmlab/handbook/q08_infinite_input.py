@@ -245,7 +245,8 @@ QUESTION = Question(
         "later, and with PI, NTK and YaRN.",
         "给位置表与旋转位置喂更长的文本；数转满一圈的坐标对；清点本库缓存的字节数，以及与 SmolLM2 同形的模型的运算"
         "量；取初始权重的两层模型，量某个词元的损失对其前 16 至 256 个词元处的梯度，比较注意力、LSTM、GRU 和放大状态"
-        "的循环网络。训练所得：各编码读 8 倍长度；SmolLM2 读《白鲸》12288 个词元，一次读完、晚些起读、改用 PI、NTK 和 YaRN。",
+        "的循环网络。训练所得：各编码读 8 倍长度；SmolLM2 读《白鲸》12288 个词元，一次读完、晚些起读、改"
+        "用 PI、NTK 和 YaRN。",
     ),
     papers=(
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762",
