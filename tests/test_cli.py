@@ -54,6 +54,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["chat", "@", "--presence-penalty", "3"], "chat.presence_penalty: got 3"),
         (["generate", "@", "--prompt", "x", "--logit-bias", "a=1"], "--logit-bias: 'a=1' is no ID=VALUE"),
         (["generate", "@", "--prompt", "x", "--logit-bias", "999=1"], "sampling.logit_bias: 999 is outside"),
+        (["generate", "@", "--prompt", "x", "--rope", "yarn factor=0.5"], "rope.factor: 0.5 would shorten"),
+        (["evaluate", "@", "--rope", "{kind: yran}"], "rope.kind: unknown value 'yran' (did you mean 'yarn'?"),
         (["generate", "@", "--prompt", "x", "--regex", "foo**"], "sampling.constraint: '*' at 4"),
         (["generate", "@", "--prompt", "x", "--json-schema", "{"], "--json-schema: this is no JSON"),
         (["generate", "@", "--prompt", "x", "--grammar", "none.lark"], "none.lark: cannot be read"),

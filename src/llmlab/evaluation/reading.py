@@ -11,13 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.data.batch import Ids
+from llmlab.errors import InputError
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.engine import without_dropout
 from llmlab.model.places import Places
 from llmlab.model.rotary import DynamicNTK
 from llmlab.model.transformer import Transformer, positions_of
+from llmlab.runtime import derive
+from llmlab.tokenization.tokenizer import Tokenizer
 
 PIECE = 512
+CHARACTERS = 12  # of a text, more than a token has on average
+
+
+def stretch(text: str, tokenizer: Tokenizer, length: int, seed: int, place: str) -> Ids:
+    """At least `length` tokens of a text, from a place that the seed chooses. InputError for a text that is shorter."""
+    size = min(len(text), length * CHARACTERS)
+    start = derive(seed, "start") % (len(text) - size + 1)
+    ids = tokenizer.encode(text[start : start + size])
+    if len(ids) < length:
+        raise InputError(place, f"{length} tokens are more than the text has ({len(ids)})", "a longer --data FILE")
+    return ids
 
 
 def hidden_by_piece(model: Transformer, ids_T: Tensor) -> Iterator[tuple[int, Tensor]]:

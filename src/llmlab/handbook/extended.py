@@ -2,8 +2,8 @@
 whether it finds codes that stand somewhere in the text. The two are measured apart, since a model may survive length
 without using it.
 
-The text is the bundled book, one token a byte; half of the rows have four codes in it, one byte each that the book has
-not, and end with four marks, each followed by the code that belongs to it. Losses are scored on the last bytes of long
+The text is the bundled book, one token a byte; half of the rows have four codes in it, tokens of their own, and end
+with four marks, each followed by the code that belongs to it. Losses are scored on the last bytes of long
 windows: the same tokens at every length, only what stands before them grows. Beside it the same windows' text is scored
 whole, cut into pieces that do not overlap: then the early tokens of a longer piece have more before them.
 
@@ -24,17 +24,19 @@ from torch import Tensor, nn
 
 from llmlab.evaluation.rescaled import rescaled
 from llmlab.handbook.fitting import fit
-from llmlab.handbook.little_model import VOCABULARY, book, nats, passages
+from llmlab.handbook.little_model import book, nats, passages
 from llmlab.handbook.question import Figures
 from llmlab.model.attention import Attention
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
 from llmlab.runtime import generator
 
-TRAINED, LONG = 64, 4  # tokens of a row, and how many times that a tuning row and the rescaled angles have
+TRAINED, LONG = 32, 4  # tokens of a row, and how many times that a tuning row and the rescaled angles have
 MULTIPLES = (1, 2, 4, 8)
 LAYERS, DIM, HEADS = 2, 96, 4
-CODES, FIRST, VALUES = 4, 128, 16  # codes of a row, the first one's lowest byte, how many values each may have
+CODES, VALUES = 4, 16  # codes of a row, and how many values each may have: tokens that no byte is
+MARKS = 256 + CODES * VALUES  # the first mark
+VOCABULARY = MARKS + CODES
 EXAM, FEW = 64, 16  # rows of an exam, and where more would tell nothing new
 MEASURES = tuple(
     f"{what}@{times}x"
@@ -51,11 +53,11 @@ def architecture(position: str) -> Architecture:
 def with_codes(row_NL: Tensor, source: torch.Generator) -> Tensor:
     """The rows with codes at random places, and at the end each mark with its code; int64 [N, L]. Text makes room."""
     rows, length = row_NL.shape
-    code_NC = torch.randint(VALUES, (rows, CODES), generator=source) + FIRST + VALUES * torch.arange(CODES)
+    code_NC = torch.randint(VALUES, (rows, CODES), generator=source) + 256 + VALUES * torch.arange(CODES)
     end = 2 * CODES
     place_NC = torch.rand(rows, length - end, generator=source).argsort(1)[:, :CODES]
     made = row_NL.scatter(1, place_NC, code_NC)
-    made[:, -end::2], made[:, 1 - end :: 2] = torch.arange(CODES) + 1, code_NC
+    made[:, -end::2], made[:, 1 - end :: 2] = torch.arange(CODES) + MARKS, code_NC
     return made
 
 

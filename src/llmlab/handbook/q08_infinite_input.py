@@ -142,7 +142,7 @@ def figures(session: Session) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     positions, text = told["positions"], told["long_text"]
-    whole, later, yarn = "whole", "begun later", "whole, yarn"
+    whole, later, yarn, ntk, linear = "whole", "begun later", "whole, yarn", "whole, ntk", "whole, linear"
     within, past = BINS[7], BINS[-1]  # the last thousand tokens of the trained length, and of the text
 
     def differences(a: str, b: str, at: str, other: str) -> list[float]:
@@ -157,10 +157,14 @@ def raced(told: Mapping[str, Told]) -> Figures:
         # where the loss turns: what the text costs more, read whole, than the same tokens begun later
         **{f"real_cost_{name.removeprefix('nats_')}": max(differences(whole, later, name, name)) for name in BINS[7:]},
         "real_yarn": text.mean(yarn, past),
+        "real_ntk": text.mean(ntk, past),
+        "real_linear": text.mean(linear, past),
         # of several texts the one that shows least
         "real_past_minus_within_least": min(differences(whole, whole, past, within)),
         "real_past_minus_same_least": min(differences(whole, later, past, past)),
         "real_yarn_minus_same_most": max(differences(yarn, later, past, past)),
+        "real_ntk_minus_same_most": max(differences(ntk, later, past, past)),
+        "real_linear_minus_yarn_least": min(min(differences(linear, yarn, name, name)) for name in BINS),
     }
 
 
@@ -194,14 +198,16 @@ def evidence(f: Mapping[str, float]) -> Text:
             f" Trained at 128 tokens, RoPE changes by {f['rope_8x_minus_1x']:+.2f} bits per byte at 8 times that. "
             f"SmolLM2 reads Moby Dick: {f['real_within']:.2f} nats a token before 8,192 tokens, {f['real_past']:.2f} "
             f"before 12,288; the same last tokens, read from 4,096 on, {f['real_same']:.2f}; with YaRN "
-            f"{f['real_yarn']:.2f}. What reading from the start costs, by thousand from the 8th to the 12th: "
+            f"{f['real_yarn']:.2f}, NTK {f['real_ntk']:.2f}, PI {f['real_linear']:.2f}, all for twice the length and "
+            f"untuned. What reading from the start costs, by thousand from the 8th to the 12th: "
             f"{f['real_cost_8k']:+.2f}, {f['real_cost_9k']:+.2f}, {f['real_cost_10k']:+.2f}, "
             f"{f['real_cost_11k']:+.2f}, {f['real_cost_12k']:+.2f}."
         )
         zh += (
             f"以 128 个词元训练的 RoPE，读到 8 倍长时每字节变化 {f['rope_8x_minus_1x']:+.2f} 比特。SmolLM2 读《白鲸》："
             f"第 8192 个词元之前每词元 {f['real_within']:.2f} 奈特，第 12288 个之前 {f['real_past']:.2f}；同样的末段"
-            f"改从第 4096 个读起为 {f['real_same']:.2f}，用 YaRN 为 {f['real_yarn']:.2f}。从头读起多付的代价，自第 8 "
+            f"改从第 4096 个读起为 {f['real_same']:.2f}，用 YaRN 为 {f['real_yarn']:.2f}，NTK "
+            f"{f['real_ntk']:.2f}，PI {f['real_linear']:.2f}（均按两倍长度，未经微调）。从头读起多付的代价，自第 8 "
             f"个千词元至第 12 个依次为 {f['real_cost_8k']:+.2f}、{f['real_cost_9k']:+.2f}、{f['real_cost_10k']:+.2f}、"
             f"{f['real_cost_11k']:+.2f}、{f['real_cost_12k']:+.2f}。"
         )
@@ -236,10 +242,11 @@ QUESTION = Question(
         "and operations of a model of SmolLM2's shape, counted; the gradient of one token's loss by a token 16 to 256 "
         "before, with attention, LSTM, GRU and a recurrent net that stretches its state, two layers each, initial "
         "weights. Trained: encodings at 8 times their length; SmolLM2 over 12,288 tokens of Moby Dick, as it is, begun "
-        "later, and with YaRN.",
+        "later, and with PI, NTK and YaRN.",
         "给位置表与旋转位置喂更长的文本；数转满一圈的坐标对；清点本库缓存的字节数，以及与 SmolLM2 同形的模型的运算"
         "量；取初始权重的两层模型，量某个词元的损失对其前 16 至 256 个词元处的梯度，比较注意力、LSTM、GRU 和放大状态"
-        "的循环网络。训练所得：各编码读 8 倍长度；SmolLM2 读《白鲸》12288 个词元，一次读完、晚些起读、改用 YaRN。",
+        "的循环网络。训练所得：各编码读 8 倍长度；SmolLM2 读《白鲸》12288 个词元，一次读完、晚些起读、改"
+        "用 PI、NTK 和 YaRN。",
     ),
     papers=(
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762",
@@ -396,6 +403,30 @@ QUESTION = Question(
                     JUMP,
                     "loss before 12k minus begun later",
                     "12k 前的损失减晚些起读的",
+                ),
+            ),
+            kind="aside",
+            race="long_text",
+        ),
+        Claim(
+            "bases, real",
+            "a larger base of the angles lets it read on too",
+            "换大底数同样可让它读下去",
+            (Check("real_ntk_minus_same_most", "<", JUMP, "NTK: the same difference", "NTK：同一差值"),),
+            kind="aside",
+            race="long_text",
+        ),
+        Claim(
+            "interpolation, real",
+            "untuned, interpolated positions cost the real model something at every place",
+            "不经微调，位置插值处处都有代价",
+            (
+                Check(
+                    "real_linear_minus_yarn_least",
+                    ">",
+                    0.0,
+                    "PI minus YaRN, the least thousand",
+                    "PI 减 YaRN，差值最小的一千个词元",
                 ),
             ),
             kind="aside",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmlab.data.batch import Batch
 from llmlab.data.shards import TokenShards, write_shards
+from llmlab.evaluation import statistics
 from llmlab.evaluation.extrapolation import bits_beyond
 from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, unmet_pairs
 from llmlab.handbook.measures import draw, filled, relative
@@ -164,6 +165,32 @@ def raced(told: Mapping[str, Told]) -> Figures:
         **race.grown("alibi", TIMES, 2),
         **race.grown("t5", TIMES, 2),
         "learned_refuses": float(race.fails("learned", "bits_per_byte@2x") is not None),
+        **_extended(told["extended"]),
+    }
+
+
+def _extended(race: Told) -> Figures:
+    """A little model past its length: loss and recall apart, both protocols, and how attention spreads."""
+    far = f"{TIMES}x"
+    beside, same = (
+        [a - b for a, b in zip(race.values("alibi", f"{what}@1x"), race.values("alibi", f"{what}@{far}"), strict=True)]
+        for what in ("beside", "bits")
+    )
+    flattery = statistics.mean([a - b for a, b in zip(beside, same, strict=True)])
+    return {
+        **race.bounds("sinks_bits_grown", "sinks", "sinks", f"bits@{far}", "bits@1x"),
+        **race.bounds("sinks_recall_grown", "sinks", "sinks", f"needle@{far}", "needle@1x"),
+        "sinks_recall_near": race.mean("sinks", "needle@1x"),
+        "sinks_recall_far": race.mean("sinks", f"needle@{far}"),
+        **race.bounds("alibi_bits_grown", "alibi", "alibi", f"bits@{far}", "bits@1x"),
+        **race.bounds("alibi_recall_grown", "alibi", "alibi", f"needle@{far}", "needle@1x"),
+        "alibi_recall_near": race.mean("alibi", "needle@1x"),
+        "alibi_recall_far": race.mean("alibi", f"needle@{far}"),
+        "alibi_beside_gain": sum(beside) / len(beside),
+        "alibi_same_gain": sum(same) / len(same),
+        "flattery": flattery.value,
+        "flattery_lower": flattery.low,
+        **race.bounds("rope_entropy_grown", "rope", "rope", f"entropy@{far}", "entropy@1x"),
     }
 
 
@@ -186,12 +213,23 @@ def evidence(f: Mapping[str, float]) -> Text:
         en += (
             f" Trained at {TRAINED}: RoPE {f['rope_8x_minus_1x']:+.2f} bits per byte from 1x to 8x, YaRN changes it by "
             f"{f['yarn_minus_rope']:+.2f}; from 2x to 8x no encoding {f['none_8x_minus_2x']:+.2f}, T5 "
-            f"{f['t5_8x_minus_2x']:+.2f}, ALiBi {f['alibi_8x_minus_2x']:+.3f}."
+            f"{f['t5_8x_minus_2x']:+.2f}, ALiBi {f['alibi_8x_minus_2x']:+.3f}. A smaller "
+            f"model, 32 tokens: behind a window with sinks its loss changes by {f['sinks_bits_grown']:+.2f} to 8x, and "
+            f"codes hidden in the text are recalled in {f['sinks_recall_far']:.0%} instead of "
+            f"{f['sinks_recall_near']:.0%}; ALiBi's loss changes by {f['alibi_bits_grown']:+.2f}, recall from "
+            f"{f['alibi_recall_near']:.0%} to {f['alibi_recall_far']:.0%}; its windows side by side show a gain of "
+            f"{f['alibi_beside_gain']:.2f}, the same tokens {f['alibi_same_gain']:+.2f}; the entropy of plain RoPE's "
+            f"attention grows by {f['rope_entropy_grown']:.2f} nats."
         )
         zh += (
             f"以 {TRAINED} 个词元训练：RoPE 从 1 倍到 8 倍每字节 {f['rope_8x_minus_1x']:+.2f} 比特，改用 YaRN 读法变化 "
             f"{f['yarn_minus_rope']:+.2f}；从 2 倍到 8 倍，无编码 {f['none_8x_minus_2x']:+.2f}，T5 "
-            f"{f['t5_8x_minus_2x']:+.2f}，ALiBi {f['alibi_8x_minus_2x']:+.3f}。"
+            f"{f['t5_8x_minus_2x']:+.2f}，ALiBi {f['alibi_8x_minus_2x']:+.3f}。更小的模型以 32 个词元训"
+            f"练：用带汇点的窗口读到 8 倍，损失变化 {f['sinks_bits_grown']:+.2f}，文中所藏代码的找回率却由 "
+            f"{f['sinks_recall_near']:.0%} 变为 {f['sinks_recall_far']:.0%}；ALiBi 损失变化 "
+            f"{f['alibi_bits_grown']:+.2f}，找回率由 {f['alibi_recall_near']:.0%} 变为 {f['alibi_recall_far']:.0%}；"
+            f"用首尾相接的窗口评测，它似乎赚了 {f['alibi_beside_gain']:.2f} 比特，对同一批词元则为 "
+            f"{f['alibi_same_gain']:+.2f}；原样的 RoPE 注意力熵增加 {f['rope_entropy_grown']:.2f} 奈特。"
         )
     return Text(en, zh)
 
@@ -222,9 +260,10 @@ QUESTION = Question(
         "Rotary angles met in training against those at eight times the length; one token's share of the attention "
         "among ever more keys; a model whose loss at every token is known in closed form, scored by two protocols; a "
         "first token changed, felt behind a window or not. The race trains encodings at 128 tokens and reads them at "
-        "up to 1024.",
+        "up to 1024; another trains at 32, and looks for hidden codes besides.",
         "比较训练时与八倍长度下出现的旋转角；看键增多时单个词元所占的注意力；取一个逐词元损失有闭式解的模型，用两种办"
-        "法计分；改动第一个词元，看窗口之外能否察觉。竞赛以 128 个词元训练各种编码，最长读到 1024。",
+        "法计分；改动第一个词元，看窗口之外能否察觉。竞赛以 128 个词元训练各种编码，最长读到 1024；另一"
+        "场以 32 个词元训练，还要找回藏在文中的代码。",
     ),
     papers=(
         "Press, Smith & Lewis 2022, Train Short, Test Long, arXiv 2108.12409",
@@ -338,16 +377,71 @@ QUESTION = Question(
             kind="aside",
             race="positions",
         ),
+        Claim(
+            "surviving is not using, trained",
+            "a model whose loss stays down has extrapolated",
+            "损失不升即为外推",
+            (
+                Check(
+                    "alibi_bits_grown_upper", "<", 0.1, "ALiBi: loss, 8x minus 1x, upper", "ALiBi：8 倍减 1 倍，上界"
+                ),
+                Check("alibi_recall_grown_upper", "<", 0.0, "codes recalled, the same", "代码找回率，同上"),
+            ),
+            Verdict.CORRECTED,
+            errors=("E36.3",),
+            race="extended",
+        ),
+        Claim(
+            "a window survives",
+            "behind a window with sinks the loss stays down, and far codes are lost",
+            "加窗口与汇点后损失不升，而远处的代码丢失",
+            (
+                Check("sinks_bits_grown_upper", "<", 0.1, "loss, 8x minus 1x, upper", "8 倍减 1 倍，上界"),
+                Check("sinks_recall_grown_upper", "<", 0.0, "codes recalled, the same", "代码找回率，同上"),
+            ),
+            kind="aside",
+            race="extended",
+        ),
+        Claim(
+            "measuring, trained",
+            "windows laid side by side tell how a model reads long texts",
+            "用首尾相接的窗口即可衡量长文能力",
+            (
+                Check(
+                    "flattery_lower",
+                    ">",
+                    0.0,
+                    "ALiBi: gain side by side minus on the same tokens, lower",
+                    "ALiBi：首尾相接的收益减同一批词元的，下界",
+                ),
+            ),
+            Verdict.CORRECTED,
+            errors=("E36.4",),
+            race="extended",
+        ),
+        Claim(
+            "dilution, trained",
+            "attention spreads as a text grows",
+            "文本越长，注意力越分散",
+            (
+                Check(
+                    "rope_entropy_grown_lower", ">", 0.5, "entropy, 8x minus 1x, nats, lower", "熵，8 倍减 1 倍，下界"
+                ),
+            ),
+            kind="aside",
+            race="extended",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    races=("positions",),
+    races=("positions", "extended"),
     raced=raced,
     uses=(
         "llmlab/model/rotary.py",
         "llmlab/evaluation/extrapolation.py",
         "llmlab/handbook/lengths.py",
         "llmlab/handbook/races/positions.py",
+        "llmlab/handbook/extended.py",
     ),
     settings={
         "trained": TRAINED,

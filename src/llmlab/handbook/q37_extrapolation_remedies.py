@@ -8,7 +8,7 @@ import torch
 from llmlab.errors import InputError
 from llmlab.handbook.lengths import HEAD_DIM, MULTIPLES, TRAINED, step_angles, unmet, unmet_pairs
 from llmlab.handbook.measures import filled, gap, power
-from llmlab.handbook.question import Check, Claim, Figures, Question, Text, Verdict
+from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
 from llmlab.handbook.raced import Told
 from llmlab.inference.cache import DenseCache
 from llmlab.model.attention import MultiHead
@@ -21,6 +21,8 @@ from llmlab.model.transformer import Architecture, Transformer
 from llmlab.stages import Session
 
 TIMES = MULTIPLES[-1]
+ROTARY = ("rope", "linear", "ntk", "yarn")  # arms that are tuned
+ALIKE = 0.05  # bits per byte within which two tuned ways count as equal, the whole interval
 EXACT = 1e-9
 DIM, VOCABULARY, SHORT = 128, 32, 16
 WIDE = 64  # a head's width in the race's model of twice the width
@@ -133,8 +135,49 @@ def raced(told: Mapping[str, Told]) -> Figures:
     found |= race.bounds("alibi_minus_rope", "alibi", "rope", f"bits_per_byte@{TIMES}x")
     found |= race.bounds("wide_minus_alibi", "rope, wide", "alibi", f"bits_per_byte@{TIMES}x")
     found |= short.bounds("long_minus_short", "sinusoidal, 128", "sinusoidal, 64", "bits_per_byte@context")
+    found |= _extended(told["extended"])
     found["wide_times_parameters"] = race.mean("rope, wide", "parameters") / race.mean("rope", "parameters")
     return found
+
+
+def _extended(race: Told) -> Figures:
+    """A little model, its angles rescaled for four times its length: as it is, and tuned there for a few steps."""
+    found: Figures = {}
+    for arm in ROTARY:
+        for what in ("bits", "needle"):
+            found |= race.bounds(f"{what}_{arm}_gained", arm, arm, f"tuned {what}@4x", f"{what}@4x")
+        for when in ("", "tuned "):
+            for what in ("bits", "needle"):
+                for times in MULTIPLES:
+                    found[f"{when}{what}_{arm}_{times}x"] = race.mean(arm, f"{when}{what}@{times}x")
+    for when, name in (("", "untuned"), ("tuned ", "tuned")):
+        for a, b in (("yarn", "linear"), ("ntk", "linear"), ("yarn", "rope")):
+            found |= race.bounds(f"{name}_{a}_minus_{b}", a, b, f"{when}bits@4x")
+    found |= race.bounds("untuned_linear_recall", "linear", "rope", "needle@4x")
+    found |= race.bounds("tuned_rope_onward", "rope", "rope", "tuned bits@8x", "tuned bits@4x")
+    return found
+
+
+def tables(f: Mapping[str, float]) -> tuple[Table, ...]:
+    """Loss and recall of each way, before and after the tuning, at each length."""
+    if "tuned bits_rope_4x" not in f:
+        return ()
+    heads: tuple[Text | str, ...] = (
+        Text("bits per byte (codes recalled)", "每字节比特（代码找回率）"),
+        *(f"{times}x" for times in MULTIPLES),
+    )
+    names = {"rope": Text("plain RoPE", "原样 RoPE"), "linear": "PI", "ntk": "NTK", "yarn": "YaRN"}
+    rows: list[tuple[Text | str, ...]] = []
+    for when, told in (("", Text("untuned", "未微调")), ("tuned ", Text("tuned at 4x", "在 4 倍处微调"))):
+        for arm, name in names.items():
+            en, zh = (name.en, name.zh) if isinstance(name, Text) else (name, name)
+            cells = [
+                f"{f[f'{when}bits_{arm}_{times}x']:.2f} ({f[f'{when}needle_{arm}_{times}x']:.0%})"
+                for times in MULTIPLES
+            ]
+            rows.append((Text(f"{en}, {told.en}", f"{zh}，{told.zh}"), *cells))
+    title = Text("Trained at 32 tokens, angles rescaled for 128", "以 32 个词元训练，角度按 128 改写")
+    return (Table(title, heads, tuple(rows)),)
 
 
 def evidence(f: Mapping[str, float]) -> Text:
@@ -163,7 +206,11 @@ def evidence(f: Mapping[str, float]) -> Text:
             f"{f['rope_wide_8x_minus_1x']:+.2f}, ALiBi {f['alibi_8x_minus_1x']:+.2f}. At 8x against RoPE: NTK "
             f"{f['ntk_minus_rope']:+.2f}, dynamic {f['dynamic_minus_rope']:+.2f}, YaRN {f['yarn_minus_rope']:+.2f}, "
             f"window {f['window_minus_rope']:+.2f}, with sinks {f['sinks_minus_rope']:+.2f}. Sinusoidal trained at 128 "
-            f"and not at 64, read at 128: {f['long_minus_short']:+.2f}."
+            f"and not at 64, read at 128: {f['long_minus_short']:+.2f}. A "
+            f"smaller model, 50 steps at 4x: RoPE {f['bits_rope_gained']:+.2f} bits, PI "
+            f"{f['bits_linear_gained']:+.2f}, "
+            f"NTK {f['bits_ntk_gained']:+.2f}, YaRN {f['bits_yarn_gained']:+.2f}; against PI YaRN is at "
+            f"{f['untuned_yarn_minus_linear']:+.2f} before and {f['tuned_yarn_minus_linear']:+.2f} after."
         )
         zh += (
             f"以 {TRAINED} 个词元训练，从 1 倍到 8 倍每字节变化（比特）：正弦 {f['sinusoidal_8x_minus_1x']:+.2f}，"
@@ -171,7 +218,10 @@ def evidence(f: Mapping[str, float]) -> Text:
             f"{f['rope_wide_8x_minus_1x']:+.2f}，ALiBi {f['alibi_8x_minus_1x']:+.2f}。8 倍处与 RoPE 相比：NTK "
             f"{f['ntk_minus_rope']:+.2f}，动态 NTK {f['dynamic_minus_rope']:+.2f}，YaRN {f['yarn_minus_rope']:+.2f}，"
             f"窗口 {f['window_minus_rope']:+.2f}，窗口加汇点 {f['sinks_minus_rope']:+.2f}。正弦编码以 128 而非 64 训"
-            f"练，在 128 处评测：{f['long_minus_short']:+.2f}。"
+            f"练，在 128 处评测：{f['long_minus_short']:+.2f}。更小的模型在 4 倍处微调 50 步：RoPE "
+            f"{f['bits_rope_gained']:+.2f} 比特，PI {f['bits_linear_gained']:+.2f}，NTK {f['bits_ntk_gained']:+.2f}，"
+            f"YaRN {f['bits_yarn_gained']:+.2f}；YaRN 与 PI 之差，微调前 {f['untuned_yarn_minus_linear']:+.2f}，微调后 "
+            f"{f['tuned_yarn_minus_linear']:+.2f}。"
         )
     return Text(en, zh)
 
@@ -203,9 +253,11 @@ QUESTION = Question(
     run=Text(
         "Positions, angles and buckets that training at 128 tokens meets against those of 1024, for each remedy and "
         "for a wider head; the rescaled bases and temperatures; text fed back in pieces, with and without a sliding "
-        "window. The races read trained models at up to 8 times their length, as they are and in seven other ways.",
+        "window. The races read trained models at up to 8 times their length, as they are and in seven other ways; "
+        "a smaller one is tuned at 4 times its length, its angles rescaled or not.",
         "就每种对策以及更宽的头，比较 128 个词元的训练与 1024 个词元的测试各碰到哪些位置、角度和桶；计算改写后的底数与"
-        "温度；分段回填文本，窗口滑动与否各试一次。竞赛把训练好的模型读到 8 倍长度，除原样之外另有七种读法。",
+        "温度；分段回填文本，窗口滑动与否各试一次。竞赛把训练好的模型读到 8 倍长度，除原样之外另有七种读"
+        "法；更小的模型则在 4 倍长度处微调，角度改写与否各试。",
     ),
     papers=(
         "Press, Smith & Lewis 2022, Train Short, Test Long, arXiv 2108.12409",
@@ -414,17 +466,94 @@ QUESTION = Question(
             kind="aside",
             race="positions",
         ),
+        Claim(
+            "longer texts, tuned",
+            "training on longer texts helps, even briefly and late",
+            "在更长的样本上训练有效，哪怕短暂而晚",
+            (
+                Check(
+                    "bits_rope_gained_upper",
+                    "<",
+                    0.0,
+                    "RoPE tuned at 4x: loss there, upper",
+                    "RoPE 在 4 倍处微调：损失变化，上界",
+                ),
+                Check("needle_rope_gained_lower", ">", 0.0, "codes recalled there, lower", "代码找回率的变化，下界"),
+            ),
+            race="extended",
+        ),
+        Claim(
+            "rescaled, untuned",
+            "rescaled angles read on untuned, NTK and YaRN better than PI",
+            "改写角度不经微调即可外推，NTK 与 YaRN 优于 PI",
+            (
+                Check(
+                    "untuned_yarn_minus_rope_upper", "<", 0.0, "YaRN minus RoPE, 4x, upper", "4 倍处 YaRN 减 RoPE，上界"
+                ),
+                Check("untuned_yarn_minus_linear_upper", "<", 0.0, "YaRN minus PI, the same", "YaRN 减 PI，同上"),
+                Check("untuned_ntk_minus_linear_upper", "<", 0.0, "NTK minus PI, the same", "NTK 减 PI，同上"),
+            ),
+            kind="aside",
+            race="extended",
+        ),
+        Claim(
+            "rescaled, tuned",
+            "after a short tuning PI and YaRN are alike",
+            "短暂微调之后，PI 与 YaRN 相当",
+            (
+                Check(
+                    "tuned_yarn_minus_linear_lower", ">", -ALIKE, "YaRN minus PI, 4x, lower", "4 倍处 YaRN 减 PI，下界"
+                ),
+                Check("tuned_yarn_minus_linear_upper", "<", ALIKE, "the same, upper", "同上，上界"),
+            ),
+            kind="aside",
+            race="extended",
+        ),
+        Claim(
+            "finding, untuned",
+            "where PI costs likelihood, it keeps what is far to be found",
+            "PI 虽损似然，远处的内容仍找得到",
+            (
+                Check(
+                    "untuned_linear_recall_lower",
+                    ">",
+                    0.0,
+                    "codes recalled, PI minus RoPE, 4x",
+                    "4 倍处代码找回率，PI 减 RoPE",
+                ),
+            ),
+            kind="aside",
+            race="extended",
+        ),
+        Claim(
+            "only so far",
+            "a tuning at 4x does not reach 8x",
+            "在 4 倍处微调到不了 8 倍",
+            (
+                Check(
+                    "tuned_rope_onward_lower",
+                    ">",
+                    0.0,
+                    "tuned RoPE: 8x minus 4x, lower",
+                    "微调后的 RoPE：8 倍减 4 倍，下界",
+                ),
+            ),
+            kind="aside",
+            race="extended",
+        ),
     ),
     figures=figures,
     evidence=evidence,
-    races=("positions", "short_alibi"),
+    races=("positions", "short_alibi", "extended"),
     raced=raced,
+    tables=tables,
     uses=(
         "llmlab/model/positions.py",
         "llmlab/model/rotary.py",
         "llmlab/model/relative.py",
         "llmlab/evaluation/rescaled.py",
         "llmlab/handbook/lengths.py",
+        "llmlab/handbook/extended.py",
         "llmlab/handbook/races/short_alibi.py",
     ),
     settings={

@@ -16,7 +16,7 @@ from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
 from llmlab.evaluation.perplexity import token_nats
-from llmlab.evaluation.reading import nats_by_token
+from llmlab.evaluation.reading import nats_by_token, stretch
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject
 from llmlab.model.rescaling import reread
@@ -73,13 +73,9 @@ class Task(base.Task):
             book = bundled.path("moby_dick").read_text(encoding="utf-8")
         else:
             book = "\n\n".join(texts_of(Files(path=self.path, text=self.text), None))
-        ids = subject.tokenizer.encode(book)
-        if len(ids) <= length:
-            raise InputError(
-                "task loss_by_position: length", f"{length} tokens are more than the text has ({len(ids)})"
-            )
-        starts = [derive(subject.seed, self.kind, row) % (len(ids) - length) for row in range(self.limit or 4)]
-        return [ids[start : start + length + 1] for start in starts]
+        seeds = [derive(subject.seed, self.kind, row) for row in range(self.limit or 4)]
+        place = f"task {self.kind}: length"
+        return [list(stretch(book, subject.tokenizer, length + 1, seed, place)[: length + 1]) for seed in seeds]
 
 
 def _by_bin(nats_T: Tensor, edges: np.ndarray) -> list[float]:

@@ -8,17 +8,16 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from llmlab.data import bundled
-from llmlab.data.batch import Ids
 from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation import haystack, statistics
 from llmlab.evaluation.haystack import Asked, Fact
+from llmlab.evaluation.reading import stretch
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject, proportion
 from llmlab.runtime import derive
 
 LONGEST = 4096  # tokens that are read where no length is given
-CHARACTERS = 12  # of a text, more than a token has on average
 LEAST_HAY = 0.5  # share of a text that is no fact
 
 
@@ -64,7 +63,9 @@ class Task(base.Task):
         found: list[tuple[int, Asked]] = []
         for length, facts, seed in self._readings(subject):
             room = self._room(subject, facts)
-            hay = haystack.haystack(self._tokens(book, subject, length, seed), facts, tokenizer, length - room)
+            hay = haystack.haystack(
+                stretch(book, tokenizer, length, seed, "task needle: lengths"), facts, tokenizer, length - room
+            )
             left = len(facts) if self.limit is None else self.limit - len(found)
             with haystack.reading(model, hay, room) as reader:
                 for fact in facts[:left]:
@@ -114,15 +115,6 @@ class Task(base.Task):
         if self.path is None:
             return bundled.path("moby_dick").read_text(encoding="utf-8")
         return "\n\n".join(texts_of(Files(path=self.path, text=self.text), None))
-
-    def _tokens(self, book: str, subject: Subject, length: int, seed: int) -> Ids:
-        """Tokens of a stretch of the book, from a place that the seed chooses."""
-        size = min(len(book), length * CHARACTERS)
-        start = derive(seed, "start") % (len(book) - size + 1)
-        ids = subject.tokenizer.encode(book[start : start + size])
-        if len(ids) < length:
-            raise InputError("task needle: lengths", f"{length} tokens are more than the text has ({len(ids)})")
-        return ids
 
 
 def _cells(found: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A little model trained at 64 tokens, read at up to 512, before and after a short tuning at 256. Questions 36, 37."""
+"""A little model trained at 32 tokens, read at up to 256, before and after a short tuning at 128. Questions 36, 37."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def _arm(way: str | None, tuning_steps: int = TUNED, position: str = "rope") -> 
 RACE = Trial(
     name="extended",
     title=Text(
-        "trained at 64 tokens, tuned at 256, read at up to 512", "以 64 个词元训练，在 256 处微调，最长读到 512"
+        "trained at 32 tokens, tuned at 128, read at up to 256", "以 32 个词元训练，在 128 处微调，最长读到 256"
     ),
     arms={
         "rope": _arm(None),

@@ -24,8 +24,6 @@ RACE = Trial(
         "whole, yarn": {"start": 0, "way": "yarn"},
         "whole, linear": {"start": 0, "way": "linear"},
         "whole, ntk": {"start": 0, "way": "ntk"},
-        "whole, dynamic": {"start": 0, "way": "dynamic"},
-        "whole, sinks": {"start": 0, "way": "sinks"},
     },
     measures=tuple(f"nats_{place}k" for place in range(1, 13)),
     run=_run,
