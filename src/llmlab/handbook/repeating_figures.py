@@ -9,7 +9,7 @@ from llmlab.handbook.question import Figures, Table, Text
 from llmlab.handbook.raced import Told
 
 DOSES = ("none", "within 5 %", "within 15 %", "within 30 %")
-MADE = (*DOSES, "across 30 %", "an eighth", "a 32nd")
+MADE = (*DOSES, "across 30 %", "a 32nd")
 AIMS = ("likelihood", "unlikelihood", "label smoothing", "ditto", "half the rows")
 LAYERS = ("one layer", "two layers")
 COPIES = range(9)
@@ -170,7 +170,6 @@ NAMES = {
     "within 15 %": Text("15 % said again within", "段内重说 15%"),
     "within 30 %": Text("30 % said again within", "段内重说 30%"),
     "across 30 %": Text("30 % passages met again", "跨段重复 30%"),
-    "an eighth": Text("an eighth of the text", "文本的八分之一"),
     "a 32nd": Text("a 32nd of the text", "文本的三十二分之一"),
     "likelihood": Text("likelihood", "最大似然"),
     "unlikelihood": Text("unlikelihood", "非似然"),
