@@ -63,6 +63,7 @@ VERDICTS = {
     2: Verdict.CORRECTED,
     3: Verdict.NOT_REPRODUCED,
     4: Verdict.CORRECTED,
+    6: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
     12: Verdict.CORRECTED,

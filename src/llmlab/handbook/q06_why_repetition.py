@@ -336,7 +336,7 @@ QUESTION = Question(
     figures=figures,
     evidence=evidence,
     tables=tables,
-    races=("self_reinforcement", "repeated_data", "against_repetition", "attention_alone"),
+    races=("self_reinforcement",),
     raced=raced,
     uses=(
         "llmlab/objectives/repeats.py",
