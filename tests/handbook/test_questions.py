@@ -66,6 +66,7 @@ VERDICTS = {
     3: Verdict.NOT_REPRODUCED,
     4: Verdict.CORRECTED,
     5: Verdict.CORRECTED,
+    6: Verdict.CORRECTED,
     7: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,

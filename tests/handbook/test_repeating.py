@@ -14,7 +14,7 @@ from llmlab.handbook import self_reinforcement
 from llmlab.handbook.question import Verdict, load
 from llmlab.handbook.raced import race
 from llmlab.handbook.races import repeated_data
-from llmlab.handbook.repeated_text import LONGEST, SHORTEST, met_again, said_again
+from llmlab.handbook.repeated_text import LONGEST, PERIODS, SHORTEST, drilled, met_again, said_again
 from llmlab.handbook.repeating_figures import slope
 from llmlab.runtime import generator
 from llmlab.stages import Session
@@ -57,6 +57,18 @@ def test_passages_are_met_again_and_no_more_repetitive() -> None:
     assert all(repetition(row, 4) == 0 for row in met_NT.tolist())
 
 
+def test_drilled_rows_say_random_tokens_over_and_over() -> None:
+    drilled_NT = drilled(PLACES.repeat(20, 1), range(200, 300), 0.5, generator(0, "drill"))
+    replaced_N = drilled_NT[:, 0] >= 200
+    assert 0.4 < replaced_N.float().mean() < 0.6
+    assert torch.equal(drilled_NT[~replaced_N], PLACES[:1].expand(int((~replaced_N).sum()), -1))
+    for row in drilled_NT[replaced_N].tolist():
+        assert set(row) <= set(range(200, 300))
+        periods = [period for period in range(1, 65) if row[period:] == row[:-period]]
+        assert periods
+        assert PERIODS[0] <= periods[0] <= PERIODS[1]
+
+
 def test_copies_are_read_off_where_they_stand() -> None:
     """A text whose tokens are told apart; logits that say the next one but in the third copy."""
     lead, sentence, copies = [9, 8, 7], [1, 2, 3, 4], self_reinforcement.COPIES
@@ -87,7 +99,7 @@ SMALL = repeated_data.PLAIN | {"dim": 16, "rows": 4, "steps": 2, **repeated_data
         {"within": 0.3, "across": 0.3, "unique": 1 / 32},
         {"against": {"kind": "unlikelihood"}},
         {"against": {"kind": "ditto"}},
-        {"feedforward": "llmlab.handbook.literal.absent:Absent", "layers": 1},
+        {"feedforward": "llmlab.handbook.literal.absent:Absent", "layers": 1, "drilled": 0.75},
     ],
     ids=["data", "unlikelihood", "ditto", "attention alone"],
 )

@@ -1,5 +1,5 @@
-"""Text that repeats itself, made so to a dose: runs said again within a passage, or whole passages met again and again.
-Pure functions of the text and a generator.
+"""Text that repeats itself, made so to a dose: runs said again within a passage, whole passages met again and again, or
+random tokens said over and over. Pure functions of the text and a generator.
 
 N passages, T tokens.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PERIODS = 16, 64  # tokens of a random text that is said over and over
 SHORTEST, LONGEST = 6, 20  # tokens of a run that is said again, any length as likely: no head can count back to it
 
 
@@ -36,3 +37,13 @@ def met_again(passage_NT: Tensor, pool_PT: Tensor, share: float, source: torch.G
     replaced_N = torch.rand(len(passage_NT), generator=source) < share
     chosen_N = torch.randint(len(pool_PT), (len(passage_NT),), generator=source)
     return torch.where(replaced_N[:, None], pool_PT[chosen_N], passage_NT)
+
+
+def drilled(passage_NT: Tensor, vocabulary: range, share: float, source: torch.Generator) -> Tensor:
+    """[N, T]: each passage, with probability `share`, replaced by random tokens that are said over and over: what comes
+    next is what followed the same token before, and nothing else tells."""
+    count, length = passage_NT.shape
+    replaced_N1 = torch.rand(count, 1, generator=source) < share
+    random_NT = torch.randint(vocabulary.start, vocabulary.stop, passage_NT.shape, generator=source)
+    period_N1 = torch.randint(PERIODS[0], PERIODS[1] + 1, (count, 1), generator=source)
+    return torch.where(replaced_N1, random_NT.gather(1, torch.arange(length) % period_N1), passage_NT)

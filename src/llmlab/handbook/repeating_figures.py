@@ -9,7 +9,7 @@ from llmlab.handbook.question import Figures, Table, Text
 from llmlab.handbook.raced import Told
 
 DOSES = ("none", "within 5 %", "within 15 %", "within 30 %")
-MADE = (*DOSES, "across 30 %", "an eighth", "a 32nd")
+MADE = (*DOSES, "across 30 %", "a 32nd")
 AIMS = ("likelihood", "unlikelihood", "label smoothing", "ditto", "half the rows")
 LAYERS = ("one layer", "two layers")
 COPIES = range(9)
@@ -97,13 +97,20 @@ def _attention(told: Told) -> Figures:
     return found
 
 
+READ = {
+    "self_reinforcement": _told_again,
+    "repeated_data": _data,
+    "against_repetition": _aims,
+    "attention_alone": _attention,
+}
+
+
 def raced(told: Mapping[str, Told]) -> Figures:
-    return {
-        **_told_again(told["self_reinforcement"]),
-        **_data(told["repeated_data"]),
-        **_aims(told["against_repetition"]),
-        **_attention(told["attention_alone"]),
-    }
+    """The figures of the races that were run."""
+    found: Figures = {}
+    for name, record in told.items():
+        found |= READ[name](record)
+    return found
 
 
 # ---------------------------------------------------------------- in words
@@ -118,49 +125,71 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"固定 logits 而换掉前文，似然损失变化 {f['likelihood_moves']:.0f}，非似然损失每词元变化 "
         f"{f['unlikelihood_moves']:.2f} 奈特。"
     )
-    if GREEDY + ", none" not in f:
-        return Text(en, zh)
-    return Text(en + _english(f), zh + _chinese(f))
+    for part in (_of_copies, _of_data, _of_aims, _of_layers):
+        told = part(f)
+        en, zh = en + told.en, zh + told.zh
+    return Text(en, zh)
 
 
-def _english(f: Mapping[str, float]) -> str:
-    return (
+NOTHING = Text("", "")
+
+
+def _of_copies(f: Mapping[str, float]) -> Text:
+    if "real_0" not in f:
+        return NOTHING
+    return Text(
         f" SmolLM2 gives the tokens of a sentence {f['real_0']:.2f}, behind one copy {f['real_1']:.2f}, behind eight "
-        f"{f['real_8']:.2f}; random tokens {f['random_0']:.5f}, {f['random_1']:.2f}, {f['random_8']:.2f}. Little model"
-        "s "
-        f"of the book, greedy rep-4: {f[f'{GREEDY}, none']:.2f} on plain text, {f[f'{GREEDY}, within 30 %']:.2f} with "
-        f"30 % said again within passages (slope over the data's rep-4 {f['dose_slope']:+.2f}, at least "
-        f"{f['dose_slope_lower']:+.2f}), {f[f'{GREEDY}, across 30 %']:.2f} with as much in passages met again, of whic"
-        "h "
-        f"{f['extracted, met again, across 30 %']:.0%} come back verbatim ({f['extracted, met once, across 30 %']:.0%} "
-        f"of others); {f[f'{GREEDY}, a 32nd']:.2f} on a 32nd of the text. Sampled from the plain model: "
-        f"{f[f'{SAMPLED}, none']:.3f}, the book {f[BOOK]:.3f}. Unlikelihood lowers greedy rep-4 by "
-        f"{f['unlikelihood_gain']:.2f} and costs {f['unlikelihood_cost']:+.1%} bits per byte, label smoothing "
-        f"{f['smoothing_gain']:+.2f} and {f['smoothing_cost']:+.1%}, DITTO {f['ditto_gain']:+.2f} and "
-        f"{f['ditto_cost']:+.1%}. With attention alone, random tokens said again in their order cost "
-        f"{f['two_layers_induction']:.2f} nats less than shuffled with two layers, {f['one_layer_induction']:+.2f} "
-        f"with one; greedy rep-4 {f[f'{GREEDY}, two layers']:.2f} and {f[f'{GREEDY}, one layer']:.2f}."
+        f"{f['real_8']:.2f}; random tokens {f['random_0']:.5f}, {f['random_1']:.2f}, {f['random_8']:.2f}. Behind "
+        f"eight copies greedy decoding says {f['real_whole_8']:.0%} of the sentences once more, "
+        f"{f['random_whole_8']:.0%} of the random ones.",
+        f"SmolLM2 给一句话各词元的平均概率：初次 {f['real_0']:.2f}，已说过一遍 {f['real_1']:.2f}，说过八遍 "
+        f"{f['real_8']:.2f}；换成随机词元则为 {f['random_0']:.5f}、{f['random_1']:.2f}、{f['random_8']:.2f}。说过八遍"
+        f"后，贪心解码会把 {f['real_whole_8']:.0%} 的句子再说一遍，随机词元则为 {f['random_whole_8']:.0%}。",
     )
 
 
-def _chinese(f: Mapping[str, float]) -> str:
-    return (
-        f"SmolLM2 给一句话各词元的平均概率：初次 {f['real_0']:.2f}，已说过一遍 {f['real_1']:.2f}，说过八遍 "
-        f"{f['real_8']:.2f}；换成随机词元则为 {f['random_0']:.5f}、{f['random_1']:.2f}、{f['random_8']:.2f}。以该书训"
-        "练的"
-        f"小模型，贪心文本的 rep-4：原文 {f[f'{GREEDY}, none']:.2f}；段内三成重说 {f[f'{GREEDY}, within 30 %']:.2f}（"
-        "对数"
-        f"据 rep-4 的斜率 {f['dose_slope']:+.2f}，下界 {f['dose_slope_lower']:+.2f}）；同样份量改为跨段重复 "
-        f"{f[f'{GREEDY}, across 30 %']:.2f}，这些段落有 {f['extracted, met again, across 30 %']:.0%} 能逐字背出（其余 "
+def _of_data(f: Mapping[str, float]) -> Text:
+    if f"{GREEDY}, none" not in f:
+        return NOTHING
+    return Text(
+        f" Little models of the book, greedy rep-4: {f[f'{GREEDY}, none']:.2f} on plain text, "
+        f"{f[f'{GREEDY}, within 30 %']:.2f} with 30 % said again within passages (slope over the data's rep-4 "
+        f"{f['dose_slope']:+.2f}, at least {f['dose_slope_lower']:+.2f}), {f[f'{GREEDY}, across 30 %']:.2f} with as "
+        f"much in passages met again, of which {f['extracted, met again, across 30 %']:.0%} come back verbatim "
+        f"({f['extracted, met once, across 30 %']:.0%} of others); {f[f'{GREEDY}, a 32nd']:.2f} on a 32nd of the "
+        f"text. Sampled from the plain model: {f[f'{SAMPLED}, none']:.3f}, the book {f[BOOK]:.3f}.",
+        f"以该书训练的小模型，贪心文本的 rep-4：原文 {f[f'{GREEDY}, none']:.2f}；段内三成重说 "
+        f"{f[f'{GREEDY}, within 30 %']:.2f}（对数据 rep-4 的斜率 {f['dose_slope']:+.2f}，下界 "
+        f"{f['dose_slope_lower']:+.2f}）；同样份量改为跨段重复 {f[f'{GREEDY}, across 30 %']:.2f}，这些段落有 "
+        f"{f['extracted, met again, across 30 %']:.0%} 能逐字背出（其余 "
         f"{f['extracted, met once, across 30 %']:.0%}）；只用三十二分之一的文本 {f[f'{GREEDY}, a 32nd']:.2f}。原文模型"
-        "改"
-        f"用采样为 {f[f'{SAMPLED}, none']:.3f}，书本身 {f[BOOK]:.3f}。非似然训练使贪心 rep-4 降低 "
-        f"{f['unlikelihood_gain']:.2f}，每字节比特数变化 {f['unlikelihood_cost']:+.1%}；标签平滑为 "
-        f"{f['smoothing_gain']:+.2f} 与 {f['smoothing_cost']:+.1%}；DITTO 为 {f['ditto_gain']:+.2f} 与 "
-        f"{f['ditto_cost']:+.1%}。纯注意力模型读随机词元的第二遍，照原序比打乱省下的奈特数：两层 "
-        f"{f['two_layers_induction']:.2f}，一层 {f['one_layer_induction']:+.2f}；贪心 rep-4 分别为 "
-        f"{f[f'{GREEDY}, two layers']:.2f} 与 "
-        f"{f[f'{GREEDY}, one layer']:.2f}。"
+        f"改用采样为 {f[f'{SAMPLED}, none']:.3f}，书本身 {f[BOOK]:.3f}。",
+    )
+
+
+def _of_aims(f: Mapping[str, float]) -> Text:
+    if "unlikelihood_gain" not in f:
+        return NOTHING
+    return Text(
+        f" Unlikelihood lowers greedy rep-4 by {f['unlikelihood_gain']:.2f} and costs {f['unlikelihood_cost']:+.1%} "
+        f"bits per byte, label smoothing {f['smoothing_gain']:+.2f} and {f['smoothing_cost']:+.1%}, DITTO "
+        f"{f['ditto_gain']:+.2f} and {f['ditto_cost']:+.1%}.",
+        f"非似然训练使贪心 rep-4 降低 {f['unlikelihood_gain']:.2f}，每字节比特数变化 {f['unlikelihood_cost']:+.1%}；标"
+        f"签平滑为 {f['smoothing_gain']:+.2f} 与 {f['smoothing_cost']:+.1%}；DITTO 为 {f['ditto_gain']:+.2f} 与 "
+        f"{f['ditto_cost']:+.1%}。",
+    )
+
+
+def _of_layers(f: Mapping[str, float]) -> Text:
+    if "induction" not in f:
+        return NOTHING
+    return Text(
+        f" With attention alone, random tokens said again in their order cost {f['two_layers_induction']:.2f} nats "
+        f"less than shuffled with two layers, {f['one_layer_induction']:+.2f} with one; greedy rep-4 "
+        f"{f[f'{GREEDY}, two layers']:.2f} and {f[f'{GREEDY}, one layer']:.2f}.",
+        f"纯注意力模型读随机词元的第二遍，照原序比打乱省下的奈特数：两层 {f['two_layers_induction']:.2f}，一层 "
+        f"{f['one_layer_induction']:+.2f}；贪心 rep-4 分别为 {f[f'{GREEDY}, two layers']:.2f} 与 "
+        f"{f[f'{GREEDY}, one layer']:.2f}。",
     )
 
 
@@ -170,7 +199,6 @@ NAMES = {
     "within 15 %": Text("15 % said again within", "段内重说 15%"),
     "within 30 %": Text("30 % said again within", "段内重说 30%"),
     "across 30 %": Text("30 % passages met again", "跨段重复 30%"),
-    "an eighth": Text("an eighth of the text", "文本的八分之一"),
     "a 32nd": Text("a 32nd of the text", "文本的三十二分之一"),
     "likelihood": Text("likelihood", "最大似然"),
     "unlikelihood": Text("unlikelihood", "非似然"),
@@ -181,8 +209,7 @@ NAMES = {
 
 
 def tables(f: Mapping[str, float]) -> list[Table]:
-    if GREEDY + ", none" not in f:
-        return []
+    """One a race that was run."""
     marks = (GREEDY, "loops, greedy", "distinct-2, greedy", SAMPLED, BITS)
     heads = (
         Text("greedy rep-4", "贪心 rep-4"),
@@ -196,16 +223,19 @@ def tables(f: Mapping[str, float]) -> list[Table]:
         shown = ("{:.3f}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.3f}")
         return (NAMES[arm], *(form.format(f[f"{mark}, {arm}"]) for form, mark in zip(shown, marks, strict=True)))
 
-    arms = Text("trained on", "训练文本"), Text("trained by", "训练目标")
-    return [
-        Table(Text("By what it was trained on", "按训练文本"), (arms[0], *heads), tuple(row(arm) for arm in MADE)),
-        Table(Text("By the objective", "按训练目标"), (arms[1], *heads), tuple(row(arm) for arm in AIMS)),
-        Table(
-            Text("SmolLM2: mean probability of a token, behind n copies", "SmolLM2：已说过 n 遍之后词元的平均概率"),
-            (Text("copies before", "已说遍数"), *(str(n) for n in COPIES)),
-            tuple(
-                (name, *(f"{f[f'{arm}_{n}']:.3f}" for n in COPIES))
-                for arm, name in (("real", Text("sentences", "真句子")), ("random", Text("random tokens", "随机词元")))
-            ),
-        ),
-    ]
+    found = list[Table]()
+    if "real_0" in f:
+        kinds = {"real": Text("sentences", "真句子"), "random": Text("random tokens", "随机词元")}
+        title = Text("SmolLM2: mean probability of a token, behind n copies", "SmolLM2：已说过 n 遍之后词元的平均概率")
+        first = Text("copies before", "已说遍数")
+        lines = list[tuple[Text | str, ...]]()
+        for kind, name in kinds.items():
+            lines.append((name, *(f"{f[f'{kind}_{n}']:.3f}" for n in COPIES)))
+        found.append(Table(title, (first, *map(str, COPIES)), tuple(lines)))
+    if f"{GREEDY}, none" in f:
+        first = Text("trained on", "训练文本")
+        found.append(Table(Text("By the text", "按训练文本"), (first, *heads), tuple(row(arm) for arm in MADE)))
+    if "unlikelihood_gain" in f:
+        first = Text("trained by", "训练目标")
+        found.append(Table(Text("By the objective", "按训练目标"), (first, *heads), tuple(row(arm) for arm in AIMS)))
+    return found

@@ -24,7 +24,7 @@ from llmlab.data.corruption import Rows
 from llmlab.evaluation.repetition import distinct, repetition
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import HELD_OUT, passages
-from llmlab.handbook.repeated_text import met_again, said_again
+from llmlab.handbook.repeated_text import drilled, met_again, said_again
 from llmlab.inference.engine import generate
 from llmlab.inference.loops import loop_in
 from llmlab.inference.sampling import Sampling
@@ -37,6 +37,7 @@ from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
 VOCABULARY = 512
+WORDS = range(4, VOCABULARY)  # without special tokens
 BEGUN, WRITTEN, TEXTS = 32, 96, 64  # tokens of a beginning, tokens written, texts
 LENGTH = BEGUN + WRITTEN
 GRAM = 4  # rep-4
@@ -80,7 +81,10 @@ def text(settings: Mapping[str, Any], seed: int, count: int, source: torch.Gener
     train_T = book().train_T
     row_NT = passages(train_T[: round(settings["unique"] * len(train_T))], count, LENGTH + 1, source)
     row_NT = met_again(row_NT, pool(seed), settings["across"], source)
-    return said_again(row_NT, settings["within"], source)
+    row_NT = said_again(row_NT, settings["within"], source)
+    if drill := settings.get("drilled"):
+        row_NT = drilled(row_NT, WORDS, drill, source)
+    return row_NT
 
 
 def packed(row_NT: Tensor) -> Rows:
@@ -151,7 +155,7 @@ def copying(model: Transformer, seed: int) -> dict[str, float]:
     what stood before can tell them (Olsson et al. 2022, arXiv 2209.11895). `shuffled`: the second time in another
     order, where knowing which tokens stood before helps as much, and what followed each does not."""
     source = generator(seed, "handbook", "repeating", "random")
-    half_NT = torch.randint(4, VOCABULARY, (RANDOM, HALF), generator=source)
+    half_NT = torch.randint(WORDS.start, WORDS.stop, (RANDOM, HALF), generator=source)
     other_NT = half_NT.gather(1, torch.rand(half_NT.shape, generator=source).argsort(1))
     again_NT, shuffled_NT = torch.cat([half_NT, half_NT], 1), torch.cat([half_NT, other_NT], 1)
     logits_NTV = model(again_NT[:, :-1])

@@ -34,11 +34,11 @@ RACE = Trial(
         "none": PLAIN,
         **{f"within {percent} %": PLAIN | {"within": percent / 100} for percent in (5, 15, 30)},
         "across 30 %": PLAIN | {"across": 0.3},
-        "an eighth": PLAIN | {"unique": 1 / 8},
         "a 32nd": PLAIN | {"unique": 1 / 32},
     },
     common={**FITTED, "dim": 96, "rows": 12, "steps": 250},
     measures=MEASURES,
     run=run,
+    seeds=3,
     listed=False,
 )
