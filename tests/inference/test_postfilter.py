@@ -124,3 +124,11 @@ def test_settings_out_of_range_are_refused() -> None:
     for settings in ({"overlap": 0}, {"overlap": 1.5}, {"run": 0}, {"cosine": 2}, {"word": 3}):
         with pytest.raises(InputError, match="filter"):
             parse(PostFilter, settings, "filter")
+
+
+@pytest.mark.parametrize(
+    "text", [" " * 200_000, "." * 200_000, "! " * 100_000, "a" * 200_000, ".'" * 100_000, "\n" * 200_000]
+)
+def test_cutting_takes_no_square_of_the_length(text: str) -> None:
+    """Each of these would take minutes if every mark were looked at from every other."""
+    assert "".join(sentences(text)) == text

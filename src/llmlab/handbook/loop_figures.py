@@ -34,13 +34,13 @@ NAMES = {
     "begun again": Text("greedy after a passage begun again", "贪心，提示为重新起头的段落"),
     "said often": Text("greedy after a sentence said 4 times", "贪心，提示为说了 4 遍的句子"),
 }
-HEADS = {
-    "rep_4": Text("rep-4", "rep-4"),
+HEADS: dict[str, Text | str] = {
+    "rep_4": "rep-4",
     "looping": Text("loop", "循环"),
     "before_loop": Text("from token", "始于"),
     "period": Text("period", "周期"),
-    "distinct_2": Text("distinct-2", "distinct-2"),
-    "self_bleu": Text("self-BLEU", "self-BLEU"),
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
     "copied": Text("of the prompt", "出自提示"),
     "nats": Text("nats", "奈特"),
     "nats_first": Text("first 32", "前 32"),

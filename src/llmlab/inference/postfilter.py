@@ -23,9 +23,11 @@ from llmlab.recipe import Section
 
 Embed = Callable[[Sequence[str]], Tensor]  # N texts -> float [N, D], such as `LanguageModel.embed`
 
-# A sentence with the white space after it: up to a mark that ends one, or up to the end of its line.
+# A sentence with the white space after it: up to a mark that ends one, or up to the end of its line. A run of marks is
+# looked at from its first one only, else a line of dots would take the square of its length.
 _SENTENCE = re.compile(
-    r"\s*\S.*?(?:[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]+[\"'\u201d\u2019\u300d\u300f\uff09]*|(?=\n)|$)\s*",
+    r"\S.*?(?:(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]]*+(?=\s)"
+    r"|[\u3002\uff01\uff1f]++[\"'\u201d\u2019\u300d\u300f\uff09]*+|(?=\n)|$)\s*+",
     re.DOTALL,
 )
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_]+(?:['\u2019][^\W_]+)*")
@@ -107,9 +109,11 @@ class PostFilter(Section):
 def sentences(text: str) -> list[str]:
     """The text cut after each sentence and each line; the pieces joined are the text. An abbreviation ends one too:
     the piece is a short one then, and those are kept."""
-    parts = _SENTENCE.findall(text)
-    rest = text[sum(map(len, parts)) :]  # white space alone
-    return [*parts, rest] if rest else parts
+    spoken = text.lstrip()
+    if not spoken:
+        return [text] if text else []
+    first, *parts = _SENTENCE.findall(spoken)
+    return [text[: len(text) - len(spoken)] + first, *parts]
 
 
 def words_of(sentence: str) -> list[str]:
