@@ -21,6 +21,7 @@ from llmlab.errors import InputError
 from llmlab.handbook import (
     decoding_desk,
     ladder,
+    q11_longer_text,
     q41_layernorm,
     q50_gelu,
     q51_swish,
@@ -33,6 +34,7 @@ from llmlab.handbook.raced import shipped as shipped_race
 from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, sampling
 from llmlab.inference.cache import DenseCache
+from llmlab.longtext.chunk import spans
 from llmlab.model import rotary
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block
@@ -65,6 +67,7 @@ VERDICTS = {
     4: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
+    11: Verdict.REFUTED,
     12: Verdict.CORRECTED,
     13: Verdict.NOT_REPRODUCED,
     14: Verdict.NOT_REPRODUCED,
@@ -397,6 +400,10 @@ def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new
     return put(self, buffers, layer, new_BGTK.double()).to(new_BGTK.dtype)
 
 
+def without_overlap(length: int, size: int, overlap: int = 0) -> Any:
+    return spans(length, size)
+
+
 @pytest.mark.parametrize(
     ("number", "owner", "name", "broken", "verdict"),
     [
@@ -404,6 +411,7 @@ def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new
         (3, ladder, "right", all_or_nothing, Verdict.NOT_REPRODUCED),
         (4, Attention, "_shown", counted_twice, Verdict.NOT_REPRODUCED),
         (8, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
+        (11, q11_longer_text, "spans", without_overlap, Verdict.NOT_REPRODUCED),
         (12, DenseCache, "_put", kept_in_double, Verdict.NOT_REPRODUCED),
         (13, roofline, "matrix_weights", lambda a: a.layers * a.dim**2, Verdict.NOT_REPRODUCED),
         (14, W8A8Linear, "product", without_the_token_scale, Verdict.NOT_REPRODUCED),

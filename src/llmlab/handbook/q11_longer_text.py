@@ -40,7 +40,7 @@ def _cut(seed: int) -> Figures:
     def counted(width: int, overlap: int) -> float:
         stride = SIZE - overlap
         chunks = spans(4 * SIZE, SIZE, overlap)
-        return 1 - float(whole(chunks, torch.arange(stride).numpy(), width).mean())
+        return 1 - float(whole(chunks, torch.arange(3 * stride).numpy(), width).mean())
 
     gaps = [
         abs(counted(width, overlap) - split_probability(width, SIZE, overlap))
@@ -248,7 +248,7 @@ SAID = {  # the rows of the table of costs
     "full": Text("full attention", "完整注意力"),
     "window": Text("window and sinks", "窗口加汇点"),
     "linear": Text("linear attention", "线性注意力"),
-    "recurrent": Text("GRU", "GRU"),
+    "recurrent": Text("GRU", "循环网络 GRU"),
 }
 
 
