@@ -22,6 +22,7 @@ from llmlab.handbook import (
     decoding_desk,
     exact_repeats,
     ladder,
+    q11_longer_text,
     q41_layernorm,
     q50_gelu,
     q51_swish,
@@ -35,6 +36,7 @@ from llmlab.handbook.runner import SHIPPED, key, shipped
 from llmlab.inference import engine, processors, sampling
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.loops import LoopWatch
+from llmlab.longtext.chunk import spans
 from llmlab.model import rotary
 from llmlab.model.attention import Attention
 from llmlab.model.block import Block
@@ -70,6 +72,7 @@ VERDICTS = {
     7: Verdict.CORRECTED,
     8: Verdict.REFUTED,
     9: Verdict.CORRECTED,
+    11: Verdict.REFUTED,
     12: Verdict.CORRECTED,
     13: Verdict.NOT_REPRODUCED,
     14: Verdict.NOT_REPRODUCED,
@@ -402,6 +405,10 @@ def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new
     return put(self, buffers, layer, new_BGTK.double()).to(new_BGTK.dtype)
 
 
+def without_overlap(length: int, size: int, overlap: int = 0) -> Any:
+    return spans(length, size)
+
+
 @pytest.mark.parametrize(
     ("number", "owner", "name", "broken", "verdict"),
     [
@@ -411,6 +418,7 @@ def kept_in_double(self: DenseCache, buffers: dict[int, Tensor], layer: int, new
         (5, LoopWatch, "push", lambda self, id: None, Verdict.NOT_REPRODUCED),
         (7, processors, "penalise_repetition", exact_repeats.printed, Verdict.NOT_REPRODUCED),
         (8, rotary, "_plain", all_alike, Verdict.NOT_REPRODUCED),
+        (11, q11_longer_text, "spans", without_overlap, Verdict.NOT_REPRODUCED),
         (12, DenseCache, "_put", kept_in_double, Verdict.NOT_REPRODUCED),
         (13, roofline, "matrix_weights", lambda a: a.layers * a.dim**2, Verdict.NOT_REPRODUCED),
         (14, W8A8Linear, "product", without_the_token_scale, Verdict.NOT_REPRODUCED),

@@ -32,6 +32,7 @@ def needle_figures(within: Told, past: Told) -> Figures:
     """Means of every arm, and the differences that are claimed."""
     found: Figures = {}
     for name, race in (("6k", within), ("12k", past)):
+        found[f"{name}: documents"] = float(len(race.record["seeds"]))
         for arm in race.record["arms"]:
             found |= {f"{name} {arm}: {measure}": race.mean(arm, measure) for measure in needles.MEASURES}
     for name, a, b in (
@@ -102,12 +103,14 @@ def _table(f: Mapping[str, float], name: str, tokens: int, arms: list[str] | Non
             f"{held:.0f}",
         )
 
+    count = f"{f[f'{name}: documents']:.0f}"
     return Table(
         Text(
-            f"Ten questions to {tokens:,} tokens: recall, also by fifth of the document where the fact stands; tokens "
-            f"read by SmolLM2 and by MiniLM, 10¹² operations, megabytes of keys and values at most (bf16)",
-            f"向 {tokens:,} 个词元提十个问题：找到的比例，以及按事实所在的五分之一；SmolLM2 与 MiniLM 各读的词元数，"
-            f"10¹² 次运算，键值缓存最多占的 MB（bf16）",
+            f"Ten questions to each of {count} documents of {tokens:,} tokens: recall, also by fifth of the document "
+            f"where the fact stands; tokens read by SmolLM2 and by MiniLM, 10¹² operations, megabytes of keys and "
+            f"values at most (bf16)",
+            f"{count} 份 {tokens:,} 个词元的文档，各提十个问题：找到的比例，以及按事实所在的五分之一；SmolLM2 与 "
+            f"MiniLM 各读的词元数，10¹² 次运算，键值缓存最多占的 MB（bf16）",
         ),
         (
             Text("read", "读法"),

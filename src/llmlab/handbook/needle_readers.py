@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checkpoints.bundle import Stored
@@ -151,5 +152,4 @@ def vectors(texts: Sequence[str], work: Work) -> Tensor:
     weights = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim > 1)
     work.embedded += sum(map(len, ids))
     work.operations += sum(2 * weights * len(row) + 4 * a.layers * a.dim * len(row) ** 2 for row in ids)
-    found = embed(model, ids, bundle.pooling)
-    return found / found.norm(dim=1, keepdim=True)
+    return F.normalize(embed(model, ids, bundle.pooling), dim=1)

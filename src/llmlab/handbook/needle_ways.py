@@ -110,10 +110,11 @@ def hierarchy(read: Document, stems: Sequence[str]) -> Found:
     said = sentences(reader.tokenizer.decode(read.ids))
     sizes_N = torch.tensor([len(ids) for ids in reader.tokenizer.encode_batch(said)])
     section_N = (sizes_N.cumsum(0) - 1) // SECTION
+    sections = sorted(set(section_N.tolist()))
     near_QN = _nearness(said, stems, reader.work)
     answers = []
     for near_N, stem in zip(near_QN, stems, strict=True):
-        best = [int(near_N.masked_fill(section_N != section, -2.0).argmax()) for section in section_N.unique().tolist()]
+        best = [int(near_N.masked_fill(section_N != section, -2.0).argmax()) for section in sections]
         kept = "\n\n".join(said[at] for at in best)
         answers += _read([reader.tokenizer.encode(kept)], [stem], reader)[0]
     return answers, reader.work
