@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from itertools import count
 from typing import Any
@@ -242,4 +241,14 @@ def test_what_cannot_go_together_is_refused_by_name(tokenizer: Tokenizer) -> Non
     assert both.generate("hello", on_loop={"kind": "stop", **SOON}, **GREEDY) is not None
     with pytest.raises(InputError, match="did you mean 'resample'"):
         parse(Ways, {"on_loop": "resampel"}, "generate")
-    assert math.isfinite(lm.report("hello", Sampling(**GREEDY), ways=Ways(on_loop=Stop(**SOON)))["thrown_away"])
+
+
+def test_a_report_lists_the_loops_and_what_they_cost(tokenizer: Tokenizer) -> None:
+    lm = tiny(tokenizer)
+    for how in (Stop(**SOON), Resample(tries=2, **SOON), Warn(**SOON)):
+        said = lm.report("hello", Sampling(**GREEDY), ways=Ways(on_loop=how))
+        first = said["loops"][0]
+        assert first["text"] == lm.tokenizer.decode(lm.tokenizer.encode(first["text"])) != ""
+        assert first["start"] + first["period"] <= 100
+        assert (said["thrown_away"] > 0) == (how.kind != "warn")
+    assert "loops" not in lm.report("hello", Sampling(**GREEDY))

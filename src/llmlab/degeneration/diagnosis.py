@@ -20,7 +20,7 @@ from llmlab.degeneration.remedies import Remedy, best, tried
 from llmlab.degeneration.voice import Said, Voice, mean_nats
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
-from llmlab.evaluation.openings import Opening, fitting
+from llmlab.evaluation.openings import Opening, bundled_documents, fitting
 from llmlab.evaluation.perplexity import begin_id
 from llmlab.evaluation.repetition import copied, distinct, repetition, self_bleu
 from llmlab.inference.loops import loop_in
@@ -182,6 +182,4 @@ def _answers(voice: Voice, s: Diagnosing) -> list[bool] | None:
 
 
 def _bundled(tokenizer: Tokenizer, size: int, most: int) -> list[list[int]]:
-    from llmlab.evaluation.openings import bundled_documents
-
     return causes.pieces(bundled_documents(tokenizer, most), size, most, tokenizer.special_ids)

@@ -27,7 +27,7 @@ COPIES = 4  # a passage is a duplicate where it stands in so many documents
 SHARE = 0.005  # of the training text in such passages,
 BY_HEART = 0.1  # and so much more of them completed than of what stands there once,
 EASIER = 0.1  # or so much less surprise at them, as a share: the cause is likely
-FREE = 0.03  # of free texts that share a passage or hold one by heart, at least
+FREE = 0.01  # of free texts that share a passage or hold one by heart, at least and beyond what people do
 SURE = 0.15  # nats a token: so little surprise means by heart
 _GIVEN = 16  # tokens of a passage that are given, of 2 x so many
 
