@@ -21,6 +21,5 @@ RACE = Trial(
     common={**FITTED, "dim": 96, "steps": 250},
     measures=MEASURES,
     run=run,
-    seeds=3,
     listed=False,
 )

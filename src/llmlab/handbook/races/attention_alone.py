@@ -16,6 +16,5 @@ RACE = Trial(
     common={**FITTED, "dim": 64, "rows": 12, "steps": 1000},
     measures=MEASURES,
     run=run,
-    seeds=3,
     listed=False,
 )

@@ -39,6 +39,5 @@ RACE = Trial(
     common={**FITTED, "dim": 96, "rows": 12, "steps": 250},
     measures=MEASURES,
     run=run,
-    seeds=3,
     listed=False,
 )
