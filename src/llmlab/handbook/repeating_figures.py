@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from llmlab.evaluation import statistics
@@ -14,7 +15,7 @@ AIMS = ("likelihood", "unlikelihood", "label smoothing", "ditto", "half the rows
 LAYERS = ("one layer", "two layers")
 COPIES = range(9)
 GREEDY, SAMPLED, BOOK = "rep-4, greedy", "rep-4, sampled", "rep-4, book"
-BITS = "bits per byte"
+BITS, NATS = "bits per byte", "nats a token"
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -68,8 +69,8 @@ def _aims(told: Told) -> Figures:
             found[f"{mark}, {arm}"] = told.mean(arm, mark)
     for arm, name in (("unlikelihood", "unlikelihood"), ("label smoothing", "smoothing"), ("ditto", "ditto")):
         found |= told.bounds(f"{name}_gain", "likelihood", arm, GREEDY)
-        pairs = zip(told.values(arm, BITS), told.values("likelihood", BITS), strict=True)
-        cost = statistics.mean([mine / theirs - 1 for mine, theirs in pairs])
+        pairs = zip(told.values(arm, NATS), told.values("likelihood", NATS), strict=True)
+        cost = statistics.mean([math.exp(mine - theirs) - 1 for mine, theirs in pairs])
         found |= {f"{name}_cost": cost.value, f"{name}_cost_upper": cost.high}
     found |= told.bounds("ditto_gain_rows", "half the rows", "ditto", GREEDY)
     found |= told.bounds("ditto_cost_rows", "ditto", "half the rows", BITS)
@@ -172,9 +173,9 @@ def _of_aims(f: Mapping[str, float]) -> Text:
         return NOTHING
     return Text(
         f" Unlikelihood lowers greedy rep-4 by {f['unlikelihood_gain']:.2f} and costs {f['unlikelihood_cost']:+.1%} "
-        f"bits per byte, label smoothing {f['smoothing_gain']:+.2f} and {f['smoothing_cost']:+.1%}, DITTO "
+        f"perplexity, label smoothing {f['smoothing_gain']:+.2f} and {f['smoothing_cost']:+.1%}, DITTO "
         f"{f['ditto_gain']:+.2f} and {f['ditto_cost']:+.1%}.",
-        f"非似然训练使贪心 rep-4 降低 {f['unlikelihood_gain']:.2f}，每字节比特数变化 {f['unlikelihood_cost']:+.1%}；标"
+        f"非似然训练使贪心 rep-4 降低 {f['unlikelihood_gain']:.2f}，困惑度变化 {f['unlikelihood_cost']:+.1%}；标"
         f"签平滑为 {f['smoothing_gain']:+.2f} 与 {f['smoothing_cost']:+.1%}；DITTO 为 {f['ditto_gain']:+.2f} 与 "
         f"{f['ditto_cost']:+.1%}。",
     )

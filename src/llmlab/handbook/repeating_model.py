@@ -47,7 +47,7 @@ POOL, EXTRACTED = 32, 32  # passages that are met again and again; tokens that m
 GREEDY = Sampling(temperature=0.0, max_new_tokens=WRITTEN)
 MEASURES = (
     *(f"{mark}, {how}" for how in ("greedy", "sampled", "book") for mark in ("rep-4", "loops", "distinct-2")),
-    *("bits per byte", "rep-4, data"),
+    *("bits per byte", "nats a token", "rep-4, data"),
     *("nats, random", "nats, random again", "nats, random shuffled", "right, random again"),
     *("extracted, met again", "extracted, met once"),
 )
@@ -141,12 +141,13 @@ def written(model: Transformer, seed: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def bits_per_byte(model: Transformer, seed: int) -> float:
-    """Of held-out passages, each token from those before it."""
+def held_out(model: Transformer, seed: int) -> dict[str, float]:
+    """Loss of held-out passages, each token from those before it: bits per byte and nats a token."""
     lengths_V = torch.tensor([len(book().tokenizer.token_bytes(id)) for id in range(VOCABULARY)])
     row_NT = passages(book().held_T, TESTED, LENGTH + 1, generator(seed, "handbook", "repeating", "held out"))
     nats = F.cross_entropy(model(row_NT[:, :-1]).flatten(0, 1), row_NT[:, 1:].flatten(), reduction="sum")
-    return float(nats) / math.log(2) / float(lengths_V[row_NT[:, 1:]].sum())
+    size = float(lengths_V[row_NT[:, 1:]].sum())
+    return {"bits per byte": float(nats) / math.log(2) / size, "nats a token": float(nats) / row_NT[:, 1:].numel()}
 
 
 @torch.no_grad()
@@ -188,7 +189,7 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
     once_NT = passages(book().train_T, POOL, LENGTH + 1, generator(seed, "handbook", "repeating", "once"))
     return {
         **written(model, seed),
-        "bits per byte": bits_per_byte(model, seed),
+        **held_out(model, seed),
         "rep-4, data": sum(repetition(ids, GRAM) for ids in shown_NT.tolist()) / len(shown_NT),
         **copying(model, seed),
         "extracted, met again": extracted(model, pool(seed)),

@@ -4,9 +4,22 @@ DITTO turns half of the rows into copies, which teach no text: `half the rows` h
 those of `repeated_data`; the objectives are as their papers set them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmlab.handbook.question import Text
-from llmlab.handbook.races.repeated_data import FITTED, MEASURES, PLAIN, run
+from llmlab.handbook.races.repeated_data import FITTED, PLAIN
+from llmlab.handbook.races.repeated_data import MEASURES as WRITTEN
 from llmlab.handbook.trials import Trial
+
+MEASURES = (*WRITTEN, "nats a token")
+
+
+def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+    from llmlab.handbook.repeating_model import run
+
+    return run(settings, seed)
+
 
 RACE = Trial(
     name="against_repetition",

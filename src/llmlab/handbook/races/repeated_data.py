@@ -1,7 +1,7 @@
 """What a little model's text owes to repetition in its data: runs said again within a passage, to a dose; as many
 tokens of passages met again and again; and less text, read oftener. Question 6.
 
-Sizes, steps and rates were chosen on seed 100, which does not race.
+Rates were chosen on seed 100, which does not race, on wider models; these are as small as a race of minutes allows.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ MEASURES = (
 def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
     from llmlab.handbook.repeating_model import run
 
-    return run(settings, seed)
+    found = run(settings, seed)
+    return {measure: found[measure] for measure in MEASURES}
 
 
 RACE = Trial(
