@@ -95,8 +95,10 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"SmolLM2（4 位权重）的 rep-4：贪心 {f['rep_4 greedy']:.2f}，人写 {f['rep_4 people']:.3f}；束宽 2、4、8 为 "
         f"{f['rep_4 beam 2']:.2f}、{f['rep_4 beam 4']:.2f}、{f['rep_4 beam 8']:.2f}，束宽 8 减贪心 "
         f"{f['beam_8_minus_greedy']:+.2f}（95% 区间 {f['beam_8_minus_greedy_lower']:+.2f} 至 "
-        f"{f['beam_8_minus_greedy_upper']:+.2f}）；束宽 4 的四条文本之间 self-BLEU 为 {f['alike beam 4']:.2f}，分成四组为 "
-        f"{f['alike diverse beam 4']:.2f}，其最佳文本的 rep-4 却有 {f['rep_4 diverse beam 4']:.2f}。T 由 0.5 升到 1.5，rep-4 从 {f['rep_4 T = 0.5']:.3f} 变为 "
+        f"{f['beam_8_minus_greedy_upper']:+.2f}）；束宽 4 的四条文本之间 self-BLEU 为 "
+        f"{f['alike beam 4']:.2f}，分成四组为 "
+        f"{f['alike diverse beam 4']:.2f}，其最佳文本的 rep-4 却有 {f['rep_4 diverse beam 4']:.2f}。"
+        f"T 由 0.5 升到 1.5，rep-4 从 {f['rep_4 T = 0.5']:.3f} 变为 "
         f"{f['rep_4 T = 1.5']:.3f}，每词元奈特从 {f['nats T = 0.5']:.2f} 变为 {f['nats T = 1.5']:.2f}；人写 "
         f"{f['nats people']:.2f}，贪心 {f['nats greedy']:.2f}。按用词过滤使贪心降到 {f['rep_4 filter by words']:.2f}，"
         f"留下 {f['kept filter by words']:.0%} 的词元；加上 MiniLM 为 {f['rep_4 filter by meaning']:.2f} 与 "
@@ -137,14 +139,17 @@ QUESTION = Question(
     ),
     correction=Text(
         "Sampling, temperature and filtering work, each at a price that has to be named: hot text is unlikely text, "
-        "and a filter only makes it shorter and sees no loop within one sentence. Size and width of a beam are one knob, and no width comes near people's "
+        "and a filter only makes it shorter and sees no loop within one sentence. "
+        "Size and width of a beam are one knob, and no width comes near people's "
         "text: against greedy its sign is disputed (Welleck 2020 up, Holtzman 2020 down). Groups of beams "
-        "that keep apart (Vijayakumar 2016) are less like one another; each may loop as before. Missing are top-k, top-p, typical and min-p sampling, "
+        "that keep apart (Vijayakumar 2016) are less like one another; each may loop as before. "
+        "Missing are top-k, top-p, typical and min-p sampling, "
         "repetition, presence and frequency penalties, no-repeat-n-gram, contrastive search, and training against "
         "repeats (unlikelihood, DITTO). What varied data do is for question 6.",
         "采样、升温和过滤都有效，但各有代价，须说明白：温度高则文本离谱，过滤只是把文本删短，且看不见单句之内的循环。束的大小与宽度是同一个旋钮，"
         "而且没有哪个宽度接近人写文本；与贪心相比是升是降，文献不一（Welleck 2020 升，Holtzman 2020 降）。彼此避"
-        "开的分组束搜索（Vijayakumar 2016）使各条文本少些雷同，每一条仍可能打转。漏掉的有：top-k、top-p、典型与 min-p 采样，重复、出现与频率惩罚，"
+        "开的分组束搜索（Vijayakumar 2016）使各条文本少些雷同，每一条仍可能打转。"
+        "漏掉的有：top-k、top-p、典型与 min-p 采样，重复、出现与频率惩罚，"
         "禁止重复 n 元组，对比搜索，以及针对重复的训练（unlikelihood、DITTO）。数据多样化的作用见第 6 问。",
     ),
     run=Text(
