@@ -107,6 +107,7 @@ VERDICTS = {
 UNEXPECTED = {
     (2, "instruction last"): "two layers: the gain's interval holds 0; four layers gain more, not less",
     (3, "sudden, trained"): "the smallest models know digits already: the start of the loss's fall is off the ladder",
+    (5, "end suppressed, trained"): "without a chat template hardly an answer ends by itself: nothing is suppressed",
     (13, "weak arithmetic"): "PyTorch's fp32 products of one row read at a third of the bandwidth; narrow kinds pass",
     (
         14,

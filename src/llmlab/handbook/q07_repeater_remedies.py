@@ -81,7 +81,9 @@ def evidence(f: Mapping[str, float]) -> Text:
         f" SmolLM2 (4-bit weights), rep-4: greedy {f['rep_4 greedy']:.2f}, people {f['rep_4 people']:.3f}; beams of 2, "
         f"4, 8 {f['rep_4 beam 2']:.2f}, {f['rep_4 beam 4']:.2f}, {f['rep_4 beam 8']:.2f}, beam 8 minus greedy "
         f"{f['beam_8_minus_greedy']:+.2f} (95 %: {f['beam_8_minus_greedy_lower']:+.2f} to "
-        f"{f['beam_8_minus_greedy_upper']:+.2f}). From T = 0.5 to 1.5 rep-4 goes from {f['rep_4 T = 0.5']:.3f} to "
+        f"{f['beam_8_minus_greedy_upper']:+.2f}); the four texts of four beams have a self-BLEU of "
+        f"{f['alike beam 4']:.2f}, of four groups {f['alike diverse beam 4']:.2f}, whose best text has a rep-4 of "
+        f"{f['rep_4 diverse beam 4']:.2f}. From T = 0.5 to 1.5 rep-4 goes from {f['rep_4 T = 0.5']:.3f} to "
         f"{f['rep_4 T = 1.5']:.3f} and nats from {f['nats T = 0.5']:.2f} to {f['nats T = 1.5']:.2f}, people's being "
         f"{f['nats people']:.2f}, greedy's {f['nats greedy']:.2f}. The filter brings greedy to "
         f"{f['rep_4 filter by words']:.2f} and leaves {f['kept filter by words']:.0%} of its tokens; with MiniLM "
@@ -93,7 +95,10 @@ def evidence(f: Mapping[str, float]) -> Text:
         f"SmolLM2（4 位权重）的 rep-4：贪心 {f['rep_4 greedy']:.2f}，人写 {f['rep_4 people']:.3f}；束宽 2、4、8 为 "
         f"{f['rep_4 beam 2']:.2f}、{f['rep_4 beam 4']:.2f}、{f['rep_4 beam 8']:.2f}，束宽 8 减贪心 "
         f"{f['beam_8_minus_greedy']:+.2f}（95% 区间 {f['beam_8_minus_greedy_lower']:+.2f} 至 "
-        f"{f['beam_8_minus_greedy_upper']:+.2f}）。T 由 0.5 升到 1.5，rep-4 从 {f['rep_4 T = 0.5']:.3f} 变为 "
+        f"{f['beam_8_minus_greedy_upper']:+.2f}）；束宽 4 的四条文本之间 self-BLEU 为 "
+        f"{f['alike beam 4']:.2f}，分成四组为 "
+        f"{f['alike diverse beam 4']:.2f}，其最佳文本的 rep-4 却有 {f['rep_4 diverse beam 4']:.2f}。"
+        f"T 由 0.5 升到 1.5，rep-4 从 {f['rep_4 T = 0.5']:.3f} 变为 "
         f"{f['rep_4 T = 1.5']:.3f}，每词元奈特从 {f['nats T = 0.5']:.2f} 变为 {f['nats T = 1.5']:.2f}；人写 "
         f"{f['nats people']:.2f}，贪心 {f['nats greedy']:.2f}。按用词过滤使贪心降到 {f['rep_4 filter by words']:.2f}，"
         f"留下 {f['kept filter by words']:.0%} 的词元；加上 MiniLM 为 {f['rep_4 filter by meaning']:.2f} 与 "
@@ -134,14 +139,17 @@ QUESTION = Question(
     ),
     correction=Text(
         "Sampling, temperature and filtering work, each at a price that has to be named: hot text is unlikely text, "
-        "and a filter only makes it shorter. Size and width of a beam are one knob, and no width comes near people's "
-        "text: against greedy its sign is disputed (Welleck 2020 up, Holtzman 2020 down). The beams that help variety "
-        "are groups that keep apart (Vijayakumar 2016). Missing are top-k, top-p, typical and min-p sampling, "
+        "and a filter only makes it shorter and sees no loop within one sentence. "
+        "Size and width of a beam are one knob, and no width comes near people's "
+        "text: against greedy its sign is disputed (Welleck 2020 up, Holtzman 2020 down). Groups of beams "
+        "that keep apart (Vijayakumar 2016) are less like one another; each may loop as before. "
+        "Missing are top-k, top-p, typical and min-p sampling, "
         "repetition, presence and frequency penalties, no-repeat-n-gram, contrastive search, and training against "
         "repeats (unlikelihood, DITTO). What varied data do is for question 6.",
-        "采样、升温和过滤都有效，但各有代价，须说明白：温度高则文本离谱，过滤只是把文本删短。束的大小与宽度是同一个旋钮，"
-        "而且没有哪个宽度接近人写文本；与贪心相比是升是降，文献不一（Welleck 2020 升，Holtzman 2020 降）。能添多样性的"
-        "是彼此避开的分组束搜索（Vijayakumar 2016）。漏掉的有：top-k、top-p、典型与 min-p 采样，重复、出现与频率惩罚，"
+        "采样、升温和过滤都有效，但各有代价，须说明白：温度高则文本离谱，过滤只是把文本删短，且看不见单句之内的循环。束的大小与宽度是同一个旋钮，"
+        "而且没有哪个宽度接近人写文本；与贪心相比是升是降，文献不一（Welleck 2020 升，Holtzman 2020 降）。彼此避"
+        "开的分组束搜索（Vijayakumar 2016）使各条文本少些雷同，每一条仍可能打转。"
+        "漏掉的有：top-k、top-p、典型与 min-p 采样，重复、出现与频率惩罚，"
         "禁止重复 n 元组，对比搜索，以及针对重复的训练（unlikelihood、DITTO）。数据多样化的作用见第 6 问。",
     ),
     run=Text(
@@ -282,8 +290,8 @@ QUESTION = Question(
         ),
         Claim(
             "filter, trained",
-            "filtering makes the output better and more varied",
-            "过滤使输出更好、更多样",
+            "filtering takes repeats out of what a model says",
+            "过滤能去掉模型话里的重复",
             (
                 Check(
                     "by_filter_lower",
