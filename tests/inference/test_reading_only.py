@@ -37,6 +37,9 @@ def test_a_prompt_that_is_only_read_is_scored_as_one_that_is_answered(size: int)
     if size < CONTEXT:
         first = next(batching().stream(Request(ids, Sampling(), echo=True, likeliest=2)))
         assert first.prompt == token.prompt
+    if size > 1:
+        later = Request(ids, Sampling(), echo=True, echo_from=size // 2, likeliest=2, draws=False)
+        assert next(batching().stream(later)).prompt == token.prompt[size // 2 - 1 :]
     (unscored,) = fresh.stream(Request(ids, Sampling(), draws=False))
     assert unscored.prompt == ()
 

@@ -38,7 +38,7 @@ NO_ID = -1  # of the token that ends a request which draws nothing
 class Request:
     """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
-    do not. `echo`: score the prompt's ids as well. `draws` false: the prompt is read and nothing is answered; one
+    do not. `echo`: score the prompt's ids as well, from the one of number `echo_from` on. `draws` false: the prompt is read and nothing is answered; one
     token of id NO_ID ends it, and bears the scores. `guide`: what follows `sampling.constraint`; no other request has
     it. `said`: so many of the prompt's last ids are the answer's, which goes on."""
 
@@ -48,6 +48,7 @@ class Request:
     seed: int = 0
     likeliest: int | None = None
     echo: bool = False
+    echo_from: int = 1  # nothing predicts the first
     draws: bool = True
     guide: Guide | None = None
     said: int = 0
@@ -69,7 +70,8 @@ class _Text:
 
     def scores(self, place: int) -> bool:
         """Whether the id after `place` stands in a prompt that is to be echoed, and is not scored yet."""
-        return self.request.echo and len(self.scored) <= place < len(self.request.prompt) - 1
+        scored = self.request.echo_from + len(self.scored)
+        return self.request.echo and scored <= place + 1 < len(self.request.prompt)
 
 
 @dataclass
@@ -244,7 +246,7 @@ class Batching:
         while self._waiting and left and len(self._running) < self.step_rows:
             text = self._waiting[0]
             # What is echoed must be computed here and now.
-            alone = text.request.echo and len(text.scored) < len(text.request.prompt) - 1
+            alone = text.request.echo and len(text.scored) < len(text.request.prompt) - text.request.echo_from
             text.pages = [] if alone else self.pages.share(text.ids)
             text.read = len(text.pages) * PAGE
             count = min(left, len(text.ids) - text.read)

@@ -20,7 +20,7 @@ from llmlab.longtext.answering import model_answer
 from llmlab.longtext.chunk import check
 from llmlab.longtext.hierarchy import sentence_ends, sentences
 from llmlab.longtext.questions import checked
-from llmlab.longtext.retrievers import Finder, Ranked, Retriever, standard
+from llmlab.longtext.retrievers import Finder, Retriever, apart, standard
 from llmlab.longtext.textfile import TextFile
 from llmlab.recipe import Section, parse
 
@@ -158,18 +158,6 @@ def read(
         lm = load(model, weights, device)
         model_answer(lm, asked, [])  # says at once where the question is too long
     return Reader(path, retriever, encoding, size, overlap).ask(asked, lm, model)
-
-
-def apart(ranked: Ranked, most: int) -> tuple[list[tuple[int, int]], list[float]]:
-    """The best spans of which no two overlap, and their scores."""
-    chosen, scores = list[tuple[int, int]](), list[float]()
-    for (start, end), score in zip(ranked.spans_N2.tolist(), ranked.score_N.tolist(), strict=True):
-        if len(chosen) == most:
-            break
-        if all(end <= first or start >= last for first, last in chosen):
-            chosen.append((start, end))
-            scores.append(score)
-    return chosen, scores
 
 
 def widened(spans: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:

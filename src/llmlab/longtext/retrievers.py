@@ -17,6 +17,7 @@ from llmlab.checkpoints.where import cached
 from llmlab.longtext.bm25 import BEGINNING, CJK, Index, words
 from llmlab.longtext.chunk import spans_at
 from llmlab.longtext.hierarchy import sentence_ends
+from llmlab.longtext.likelihood import question_likelihood
 from llmlab.longtext.questions import telling
 from llmlab.longtext.textfile import TextFile
 from llmlab.recipe import KINDS, Section
@@ -95,14 +96,30 @@ class Fused(_Kind):
         return FusedFinder(self, _encoder(self.model), file, size, overlap)
 
 
-Retriever = Annotated[Bm25 | Minilm | Fused, *KINDS]
+class Reranked(_Kind):
+    """What words and meaning have found, ordered anew by a language model that is asked how likely the question is
+    behind each passage. A question costs one reading of the passages."""
+
+    kind: Literal["reranked"] = "reranked"
+    first: Fused = Field(Fused(), description="what finds the passages")
+    model: str = Field("smollm2", description="the language model, a pulled name or a path")
+    passages: int = Field(20, ge=1, description="how many are read, none of which overlap")
+    likelihood: float = Field(0.2, ge=0, description="what a nat a token of the question counts beside the first score")
+
+    def build(self, file: TextFile, size: int, overlap: int) -> RerankedFinder:
+        from llmlab.language_model import load
+
+        return RerankedFinder(self, load(self.model, "auto"), self.first.build(file, size, overlap), file)
 
 
-def standard() -> tuple[Bm25 | Fused, str]:
+Retriever = Annotated[Bm25 | Minilm | Fused | Reranked, *KINDS]
+
+
+def standard() -> tuple[Bm25 | Fused | Reranked, str]:
     """The best retriever that this machine has weights for, and what there is to say of that ("" for nothing)."""
-    if cached("minilm") is not None:
-        return Fused(), ""
-    return Bm25(), "found by words alone; llmlab pull minilm, and meaning counts too"
+    if cached("minilm") is None:
+        return Bm25(), "found by words alone; llmlab pull minilm, and meaning counts too"
+    return (Fused() if cached("smollm2") is None else Reranked()), ""
 
 
 def _encoder(name: str) -> LanguageModel:
@@ -197,6 +214,36 @@ class FusedFinder(Finder):
                     windows.append((start + first, start + last))
                     texts.append(text[first:last])
         return np.array(windows, np.int64).reshape(-1, 2), texts
+
+
+class RerankedFinder(Finder):
+    def __init__(self, how: Reranked, lm: LanguageModel, first: FusedFinder, file: TextFile) -> None:
+        self.how, self.lm, self.first, self.file = how, lm, first, file
+
+    def rank(self, question: str) -> Ranked:
+        found = self.first.rank(question)
+        if not len(found.spans_N2) or CJK.search(question):  # neither model reads Chinese
+            return found
+        spans, scores = apart(found, self.how.passages)
+        likely_N = question_likelihood(self.lm, question, list(self.file.texts(spans)))
+        score_N = np.array(scores, np.float32) + self.how.likelihood * likely_N
+        order = np.argsort(-score_N, kind="stable")
+        return Ranked(np.array(spans, np.int64)[order], score_N[order], found.bears)
+
+    def likeness(self, question: str, texts: Sequence[str]) -> Float32:
+        return self.first.likeness(question, texts)
+
+
+def apart(ranked: Ranked, most: int) -> tuple[list[tuple[int, int]], list[float]]:
+    """The best spans of which no two overlap, and their scores."""
+    chosen, scores = list[tuple[int, int]](), list[float]()
+    for (start, end), score in zip(ranked.spans_N2.tolist(), ranked.score_N.tolist(), strict=True):
+        if len(chosen) == most:
+            break
+        if all(end <= first or start >= last for first, last in chosen):
+            chosen.append((start, end))
+            scores.append(score)
+    return chosen, scores
 
 
 def merged(spans_N2: Int64) -> list[tuple[int, int]]:
