@@ -75,9 +75,10 @@ QUESTION = Question(
     run=Text(
         "SmolLM2 reads real sentences, and random tokens in their place, behind 0 to 8 copies. Little models of "
         "the bundled book, three or five seeds an arm: 0, 5, 15 and 30 % of the tokens said again within passages, "
-        "30 % in passages met again, a 32nd of the text; trained by likelihood, with unlikelihood, label smoothing and DITTO; attention alone with one and two "
-        "layers, on the book and on random tokens said over and over. Each writes greedily and by sampling from 64 "
-        "held-out beginnings. By hand: what the losses say of the same predictions behind another text.",
+        "30 % in passages met again, a 32nd of the text; trained by likelihood, with unlikelihood, label smoothing and "
+        "DITTO; attention alone with one and two layers, on the book and on random tokens said over and over. Each "
+        "writes greedily and by sampling from 64 held-out beginnings. By hand: what the losses say of the same "
+        "predictions behind another text.",
         "让 SmolLM2 读真句子，以及换成等长随机词元的句子，之前已说过 0 至 8 遍。另以自带小说训练小模型，"
         "每组三或五个种子：段内重说 0、5%、15%、30% 的词元，三成为反复遇到的段落，"
         "只用三十二分之一的文本；目标取似然、加非似然、标签平滑、DITTO；一层与两层的纯注意力（书本加反复的随机词"
