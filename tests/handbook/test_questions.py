@@ -108,6 +108,9 @@ UNEXPECTED = {
     (2, "instruction last"): "two layers: the gain's interval holds 0; four layers gain more, not less",
     (3, "sudden, trained"): "the smallest models know digits already: the start of the loss's fall is off the ladder",
     (5, "end suppressed, trained"): "without a chat template hardly an answer ends by itself: nothing is suppressed",
+    (6, "copies held down"): "from scratch DITTO's copies take half of the text; with the paper's fine-tuning untried",
+    (6, "loops by layers"): "attention alone loops less with two layers than with one",
+    (6, "two layers copy"): "three seeds; with periods so short one layer copies by place alone",
     (13, "weak arithmetic"): "PyTorch's fp32 products of one row read at a third of the bandwidth; narrow kinds pass",
     (
         14,

@@ -204,7 +204,7 @@ NAMES = {
     "likelihood": Text("likelihood", "最大似然"),
     "unlikelihood": Text("unlikelihood", "非似然"),
     "label smoothing": Text("label smoothing", "标签平滑"),
-    "ditto": Text("DITTO", "DITTO"),
+    "ditto": Text("DITTO", "DITTO 训练"),
     "half the rows": Text("likelihood, half the rows", "最大似然，行数减半"),
 }
 

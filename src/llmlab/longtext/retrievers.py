@@ -104,7 +104,7 @@ class Reranked(_Kind):
     first: Fused = Field(Fused(), description="what finds the passages")
     model: str = Field("smollm2", description="the language model, a pulled name or a path")
     passages: int = Field(20, ge=1, description="how many are read, none of which overlap")
-    likelihood: float = Field(0.2, ge=0, description="what a nat a token of the question counts beside the first score")
+    likelihood: float = Field(0.1, ge=0, description="what a nat a token of the question counts beside the first score")
 
     def build(self, file: TextFile, size: int, overlap: int) -> RerankedFinder:
         from llmlab.language_model import load
