@@ -23,9 +23,7 @@ from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
 
 CONTEXT = 64
-TEXT = (
-    "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about. 白鲸 🐋\n"
-)
+TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about. 白鲸 🐋\n"
 
 
 @pytest.fixture(scope="module")
