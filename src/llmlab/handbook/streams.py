@@ -32,13 +32,14 @@ def profile(
     model: Transformer, ids: Sequence[int], cache: CacheKind, tokens: int, window: int, sampled: int, rows: int
 ) -> dict[str, float | str]:
     """The measures of the races for the first tokens of a text; the exact way reads `window` tokens for each."""
-    pieces, peaks, held, before = list[Tensor](), dict[int, int](), 0, resident_bytes()
+    nats_T, peaks, held, before = torch.zeros(tokens), dict[int, int](), 0, resident_bytes()
     with PeakMemory() as memory:
         for block in stream(model, ids, cache, tokens):
-            pieces.append(block.nats)
-            held, read = max(held, block.cache_bytes), block.first + len(block.nats)
+            read = block.first - 1 + len(block.nats)
+            nats_T[block.first - 1 : read] = block.nats
+            held = max(held, block.cache_bytes)
             peaks |= {edge: memory.bytes for edge in EDGES if edge not in peaks and read >= edge * THOUSAND}
-    nats_T = torch.cat(pieces).double()
+    nats_T = nats_T.double()
     found: dict[str, float | str] = {"cache_bytes": float(held)}
     for start, edge in zip((0, *EDGES), EDGES, strict=False):
         there = edge * THOUSAND <= tokens

@@ -45,8 +45,11 @@ def stream(
     """Read a text, however long, and say what each of its tokens cost, the first excepted, which nothing predicts.
 
     With a rolling cache memory is bounded by its window, its sinks and one `block`, and the text may be endless; with
-    any other `tokens` says how many are read at most. Errors: InputError for a cache that the model cannot go with, a
-    text shorter than two tokens, or an endless text for a cache that is not.
+    any other `tokens` says how many are read at most. Who keeps all losses copies them into one tensor: a small one
+    kept of every block lies among what that block needed, which the allocator then cannot use again.
+
+    Errors: InputError for a cache that the model cannot go with, a text shorter than two tokens, or an endless text for
+    a cache that is not.
     """
     if tokens is None and not cache.endless:
         raise InputError("tokens", f"must be said for a {cache.kind} cache, which holds every token", "or use rolling")
