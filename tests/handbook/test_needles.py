@@ -17,12 +17,8 @@ from llmlab.handbook.needle_ways import CHUNK, OVERLAP, WAYS, sentences
 from llmlab.handbook.needles import STEMS, Document, Fact, document, recalled
 from llmlab.handbook.races import needles, needles_past
 from llmlab.handbook.smollm2_shape import SMOLLM2
-from llmlab.handbook.streamed import Streamed
 from llmlab.handbook.tiled_attention import tiled
 from llmlab.longtext.chunk import spans, whole
-from llmlab.model.attention import MultiHead
-from llmlab.model.places import Places
-from llmlab.model.transformer import Architecture, Transformer
 from llmlab.tokenization.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------- attention by tiles
@@ -57,33 +53,6 @@ def test_large_scores_do_not_overflow_in_tiles() -> None:
 
 
 # ---------------------------------------------------------------- a window in blocks
-
-
-def _windowed(window: int, sinks: int = 0) -> Transformer:
-    attention = MultiHead(heads=2, window=window, sinks=sinks)
-    return Architecture(layers=2, dim=16, context=64, attention=attention, initial_std=0.3).build(16, 3).eval()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("sizes", [[40], [8] * 5, [1, 7, 20, 12]])
-def test_blocks_over_a_window_read_as_all_at_once(sizes: list[int]) -> None:
-    model, cache = _windowed(6), Streamed(6, 0)
-    ids = torch.randint(16, (1, 40), generator=torch.Generator().manual_seed(0))
-    read, start = [], 0
-    for size in sizes:
-        read.append(model.hidden(ids[:, start : start + size], Places.causal(1, size, start=start), cache))
-        start += size
-    assert torch.allclose(torch.cat(read, 1), model.hidden(ids, Places.causal(1, 40)), atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_stream_holds_its_window_its_sinks_and_the_block() -> None:
-    model, cache = _windowed(8, 2), Streamed(8, 2)
-    for start in range(0, 640, 4):
-        hidden = model.hidden(torch.full((1, 4), start % 16), Places.causal(1, 4, start=start), cache)
-        assert hidden.isfinite().all()
-    assert cache.widest == 2 + 7 + 4
-    assert all(part.shape[2] == cache.widest for pair in cache.held.values() for part in pair)
 
 
 def test_only_full_attention_pays_for_pairs() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmlab.handbook.streamed import Streamed
 from llmlab.inference.cache import DenseCache
+from llmlab.inference.rolling_cache import RollingCache
 from llmlab.model.attention import LinearAttention, MultiHead
 from llmlab.model.places import Places
 from llmlab.model.recurrent import GRU
@@ -34,7 +34,7 @@ def mixed(kind: str, tokens: int) -> tuple[float, float]:
     a = Architecture(layers=1, dim=DIM, context=tokens, position="none", attention=KINDS[kind])
     model = a.build(8).double()  # for the CPU's fused kernels, which the counter does not know, have no double form
     block = WINDOW if kind == "window" else tokens
-    cache = Streamed(WINDOW, SINKS) if kind == "window" else DenseCache(tokens)
+    cache = RollingCache(WINDOW, SINKS, WINDOW) if kind == "window" else DenseCache(tokens)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for start in range(0, tokens, block):
             model.hidden(torch.zeros(1, block, dtype=torch.int64), Places.causal(1, block, start=start), cache)
@@ -42,9 +42,7 @@ def mixed(kind: str, tokens: int) -> tuple[float, float]:
     return float(operations), float(kept(cache))
 
 
-def kept(cache: Streamed | DenseCache) -> int:
+def kept(cache: DenseCache) -> int:
     """Bytes of keys and values, or of states."""
-    if isinstance(cache, Streamed):
-        return sum(tensor.nbytes for pair in cache.held.values() for tensor in pair)
     keyed = [*cache._keys.values(), *cache._values.values()]
     return sum(tensor.nbytes for tensor in keyed + [part for state in cache._states.values() for part in state])

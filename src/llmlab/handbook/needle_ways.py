@@ -17,7 +17,7 @@ from torch import Tensor
 from llmlab.checkpoints.where import open_model
 from llmlab.handbook.needle_readers import ANSWER, READER, Reader, Work, ends, vectors
 from llmlab.handbook.needles import Document, document, recalled
-from llmlab.handbook.streamed import Streamed
+from llmlab.inference.rolling_cache import RollingCache
 from llmlab.longtext.chunk import spans
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
@@ -150,30 +150,25 @@ def _nearness(texts: Sequence[str], stems: Sequence[str], work: Work) -> Tensor:
 def streamed(read: Document, stems: Sequence[str]) -> Found:
     """Block by block, over what came last and the first few tokens (bf16)."""
     bundle, work = open_model(READER), Work(passes=1)
-    a, plain = bundle.architecture, bundle.model
-    attention = a.keyed.model_copy(update={"window": KEPT, "sinks": SINKS})
-    with torch.device("meta"):
-        model = Transformer(a.model_copy(update={"attention": attention}), plain.vocab_size)
-    model.load_state_dict(plain.state_dict(), assign=True)
-    model = model.bfloat16().eval()
-    cache, tokenizer = Streamed(KEPT, SINKS), bundle.tokenizer
+    a, model, tokenizer = bundle.architecture, bundle.model.bfloat16().eval(), bundle.tokenizer
     assert tokenizer is not None
+    cache = RollingCache(KEPT, SINKS, BLOCK)
     for start in range(0, len(read.ids), BLOCK):
         _pass(model, read.ids[start : start + BLOCK], start, cache)
     answers = [_continued(model, tokenizer, stem, len(read.ids), copy.deepcopy(cache)) for stem in stems]
     work.read(a, 0, len(read.ids), KEPT + SINKS)
     for ids in answers:
         work.read(a, len(read.ids), len(read.ids) + len(ids), KEPT + SINKS)
-    work.held = cache.widest
+    work.held = cache.capacity + BLOCK  # a block lies beside the cache while it is read
     return [tokenizer.decode(ids) for ids in answers], work
 
 
-def _pass(model: Transformer, ids: Sequence[int], start: int, cache: Streamed) -> Tensor:
+def _pass(model: Transformer, ids: Sequence[int], start: int, cache: RollingCache) -> Tensor:
     """[1, D]: the last token's state."""
     return model.hidden(torch.tensor([list(ids)]), Places.causal(1, len(ids), start=start), cache)[:, -1]
 
 
-def _continued(model: Transformer, tokenizer: Tokenizer, stem: str, start: int, cache: Streamed) -> list[int]:
+def _continued(model: Transformer, tokenizer: Tokenizer, stem: str, start: int, cache: RollingCache) -> list[int]:
     """The question's tokens and the likeliest answer's."""
     stops = frozenset(ends(tokenizer))
     text = tokenizer.encode(f"\n\n{stem}")

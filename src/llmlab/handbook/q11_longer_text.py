@@ -568,7 +568,7 @@ QUESTION = Question(
         "llmlab/model/attention.py",
         "llmlab/handbook/needle_ways.py",
         "llmlab/handbook/needles.py",
-        "llmlab/handbook/streamed.py",
+        "llmlab/inference/rolling_cache.py",
         "llmlab/handbook/tiled_attention.py",
         "llmlab/handbook/mixing_costs.py",
     ),

@@ -38,9 +38,10 @@ NO_ID = -1  # of the token that ends a request which draws nothing
 class Request:
     """What one caller wants. `sampling.seed` and `sampling.stop` are not read here: the seed is `seed`, and texts are
     the caller's, who may cancel. `likeliest`: score every answered id, with so many of the likeliest beside it; None:
-    do not. `echo`: score the prompt's ids as well, from the one of number `echo_from` on. `draws` false: the prompt is read and nothing is answered; one
-    token of id NO_ID ends it, and bears the scores. `guide`: what follows `sampling.constraint`; no other request has
-    it. `said`: so many of the prompt's last ids are the answer's, which goes on."""
+    do not. `echo`: score the prompt's ids as well, from the one of number `echo_from` on. `draws` false: the prompt is
+    read and nothing is answered; one token of id NO_ID ends it, and bears the scores. `guide`: what follows
+    `sampling.constraint`; no other request has it. `said`: so many of the prompt's last ids are the answer's, which
+    goes on."""
 
     prompt: Sequence[int]
     sampling: Sampling

@@ -113,7 +113,7 @@ class Reader:
         return Answer(said or NOTHING, sources, bool(said), cited, self.kind, model, self.notice)
 
     def _sources(self, spans: list[tuple[int, int]], scores: list[float]) -> list[Source]:
-        """The passages as they are quoted: with whole sentences around them, three quarters of a chunk on either side."""
+        """The passages as they are quoted: with the sentences around them, three quarters of a chunk on either side."""
         wide = widened(spans, 3 * self.size // 4)
         found = []
         for (start, end), (first, _last), text, score in zip(spans, wide, self.file.texts(wide), scores, strict=True):
