@@ -13,7 +13,7 @@ from llmlab.handbook import repeating_model as little
 from llmlab.handbook import self_reinforcement
 from llmlab.handbook.question import Verdict, load
 from llmlab.handbook.raced import race
-from llmlab.handbook.races import repeated_data
+from llmlab.handbook.races import against_repetition, repeated_data
 from llmlab.handbook.repeated_text import LONGEST, PERIODS, SHORTEST, drilled, met_again, said_again
 from llmlab.handbook.repeating_figures import slope
 from llmlab.runtime import generator
@@ -110,7 +110,7 @@ def test_each_arm_trains_and_depends_on_its_settings(settings: dict[str, Any]) -
 
 
 def test_the_races_say_the_measures_of_the_model() -> None:
-    assert repeated_data.MEASURES == little.MEASURES
+    assert (*repeated_data.MEASURES, "nats a token") == against_repetition.MEASURES == little.MEASURES
     assert race("self_reinforcement").measures == self_reinforcement.MEASURES
 
 

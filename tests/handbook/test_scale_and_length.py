@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llmlab.evaluation import reading
 from llmlab.handbook import addition, ladder, long_text, q03_emergence, q08_infinite_input, reach
 from llmlab.handbook.question import Figures, Verdict, load
 from llmlab.handbook.raced import Told, race
@@ -183,7 +184,7 @@ def test_reading_in_chunks_with_a_cache_is_reading_at_once(monkeypatch: pytest.M
     monkeypatch.setattr(long_text, "open_model", lambda name: bundle)
     monkeypatch.setattr(long_text, "TOKENS", 96)
     monkeypatch.setattr(long_text, "BIN", 8)
-    monkeypatch.setattr(long_text, "CHUNK", 16)
+    monkeypatch.setattr(reading, "PIECE", 16)
     found = long_text.run({"start": 32, "way": None}, 0)
     ids = torch.tensor([Letters().encode(long_text.text_of(0))[:97]])
     logits = toy(ids[:, 32:-1]).detach()
@@ -285,7 +286,8 @@ def of_reading(jumps: bool) -> Callable[[str, str, int], Any]:
         place = int(measure.removeprefix("nats_").removesuffix("k"))
         if arm == "begun later" and place <= 4:
             return "is not read"
-        return 3.0 + 0.01 * seed + (4.0 if jumps and arm == "whole" and place > 8 else 0.0)
+        dear = 4.0 * (arm == "whole" and place > 8) + 0.5 * (arm == "whole, linear")
+        return 3.0 + 0.01 * seed + (dear if jumps else 0.0)
 
     return value
 

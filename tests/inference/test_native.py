@@ -238,7 +238,7 @@ UNFIT: list[dict[str, Any]] = [
     {"wiring": "post"},
     {"position": "alibi"},
     {"position": {"kind": "rope", "fraction": 0.5}},
-    {"position": {"kind": "rope", "scaling": {"kind": "linear"}}},
+    {"position": {"kind": "rope", "scaling": {"kind": "logn", "trained": 16}}},
     {"mixer": {"window": 8}},
     {"mixer": {"norm": True}},
     {"mixer": {"bias": True}},

@@ -47,9 +47,10 @@ POOL, EXTRACTED = 32, 32  # passages that are met again and again; tokens that m
 GREEDY = Sampling(temperature=0.0, max_new_tokens=WRITTEN)
 MEASURES = (
     *(f"{mark}, {how}" for how in ("greedy", "sampled", "book") for mark in ("rep-4", "loops", "distinct-2")),
-    *("bits per byte", "nats a token", "rep-4, data"),
+    *("bits per byte", "rep-4, data"),
     *("nats, random", "nats, random again", "nats, random shuffled", "right, random again"),
     *("extracted, met again", "extracted, met once"),
+    "nats a token",
 )
 
 
