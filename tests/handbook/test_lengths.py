@@ -80,9 +80,6 @@ EXPECTED = {
     "positions": told("positions", as_expected),
     "short_alibi": told("short_alibi", short_as_expected),
 }
-    "positions": told("positions", as_expected),
-    "short_alibi": told("short_alibi", short_as_expected),
-}
 BUILT = {36: Verdict.CORRECTED} | dict.fromkeys((37, 38, 39, 40), Verdict.REFUTED)
 
 
