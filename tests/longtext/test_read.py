@@ -13,7 +13,7 @@ from llmlab.data import bundled
 from llmlab.errors import InputError
 from llmlab.evaluation.statistics import wilson
 from llmlab.longtext.questions import checked, telling
-from llmlab.longtext.read import NOTHING, Reader, read
+from llmlab.longtext.read import NOTHING, Reader, middle, read
 from llmlab.longtext.retrievers import Bm25, best_within, standard
 
 HERE = Path(__file__).parent
@@ -125,6 +125,11 @@ def test_the_best_window_of_a_span() -> None:
     spans = np.array([[0, 20], [30, 40], [20, 60], [44, 46]])
     found = best_within(spans, windows, np.array([0.1, 0.5, 0.3, 0.7], np.float32))
     assert found.tolist() == pytest.approx([0.5, -1, 0.7, 0.7])
+
+
+def test_a_long_source_is_shown_around_its_middle() -> None:
+    assert middle("short", 800) == "short"
+    assert middle("a" * 50 + "b" * 20 + "c" * 50, 20) == "… " + "b" * 20 + " …"
 
 
 def test_questions() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmlab.language_model import LanguageModel
 
 MOST = 5  # sources of an answer
+SHOWN = 800  # characters of each, around its middle, for a terminal
 SIZE, DENSE_SIZE = 1200, 400  # letters of a chunk; of Chinese or Japanese, whose letters say more
 NOTHING = "Nothing in this text seems to bear on the question."
 
@@ -63,7 +64,7 @@ class Answer:
         lines = [self.answer, *(["", "Nearest passages:" if not self.found else "Sources:"] if self.sources else [])]
         for number, source in enumerate(self.sources, 1):
             place = f"[{number}] characters {source.start} to {source.end}, score {source.score:.3f} ({self.retriever})"
-            lines += [place, "    " + " ".join(source.text.split()), ""]
+            lines += [place, "    " + middle(" ".join(source.text.split()), SHOWN), ""]
         return "\n".join(lines).rstrip()
 
 
@@ -113,8 +114,8 @@ class Reader:
         return Answer(said or NOTHING, sources, bool(said), cited, self.kind, model, self.notice)
 
     def _sources(self, spans: list[tuple[int, int]], scores: list[float]) -> list[Source]:
-        """The passages as they are quoted: with the sentences around them, three quarters of a chunk on either side."""
-        wide = widened(spans, 3 * self.size // 4)
+        """The passages as they are quoted: with the sentences around them, a chunk on either side."""
+        wide = widened(spans, self.size)
         found = []
         for (start, end), (first, _last), text, score in zip(spans, wide, self.file.texts(wide), scores, strict=True):
             ends_M = sentence_ends(text) + first
@@ -158,6 +159,14 @@ def read(
         lm = load(model, weights, device)
         model_answer(lm, asked, [])  # says at once where the question is too long
     return Reader(path, retriever, encoding, size, overlap).ask(asked, lm, model)
+
+
+def middle(text: str, most: int) -> str:
+    """A text of at most so many characters, cut on both sides alike."""
+    if len(text) <= most:
+        return text
+    start = (len(text) - most) // 2
+    return f"… {text[start : start + most].strip()} …"
 
 
 def widened(spans: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:
