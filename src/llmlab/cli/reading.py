@@ -21,7 +21,8 @@ def read(
     retriever: Annotated[
         str | None,
         typer.Option(
-            "--retriever", help="bm25, minilm, fused, or '{kind: fused, candidates: 64}'; the best by default."
+            "--retriever",
+            help="bm25, minilm, fused, reranked, or '{kind: fused, candidates: 64}'; the best by default.",
         ),
     ] = None,
     size: Annotated[int | None, typer.Option("--size", help="Characters of a passage; 1200 (Chinese: 400).")] = None,

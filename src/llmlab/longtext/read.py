@@ -182,5 +182,5 @@ def widened(spans: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:
 
 def _retriever(value: Any) -> Retriever:
     if isinstance(value, str) and not value.strip():
-        raise InputError("retriever", "is empty", "bm25, minilm or fused")
+        raise InputError("retriever", "is empty", "bm25, minilm, fused or reranked")
     return parse(Reading, {"retriever": value}, "read").retriever
