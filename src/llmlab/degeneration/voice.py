@@ -13,11 +13,10 @@ from llmlab.inference.batching import STEP_ROWS, Batching, Request
 from llmlab.inference.engine import generate, require_continuing
 from llmlab.inference.pages import PAGE
 from llmlab.inference.plain_step import PlainModel
-from llmlab.inference.sampling import MOST_BIASES, Sampling
+from llmlab.inference.sampling import Sampling, never
 from llmlab.language_model import LanguageModel
 from llmlab.runtime import derive
 
-NEVER = -100.0  # a logit bias
 _LONGEST = 256  # tokens of one text
 
 
@@ -39,7 +38,7 @@ class Voice:
             has = "an encoder and a decoder" if architecture.encoder_layers else f"mask {architecture.mask.kind}"
             raise InputError(lm.bundle.origin, f"has {has}", "diagnose a model of the next token")
         self.lm, self._seed, self._batching = lm, seed, _for_many(lm)
-        self._ends = dict.fromkeys(sorted(lm.tokenizer.special_ids | lm.stop_ids)[:MOST_BIASES], NEVER)
+        self._ends = never(lm.tokenizer.special_ids | lm.stop_ids)
 
     def unending(self, **settings: object) -> Sampling:
         return Sampling.model_validate({"logit_bias": self._ends, **settings})

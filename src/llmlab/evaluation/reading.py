@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.data import bundled
 from llmlab.data.batch import Ids
+from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.engine import without_dropout
@@ -23,6 +25,13 @@ from llmlab.tokenization.tokenizer import Tokenizer
 
 PIECE = 512
 CHARACTERS = 12  # of a text, more than a token has on average
+
+
+def whole_text(path: str | None, column: str) -> str:
+    """The user's own text, documents one after another; without a path the bundled book."""
+    if path is None:
+        return bundled.path("moby_dick").read_text(encoding="utf-8")
+    return "\n\n".join(texts_of(Files(path=path, text=column), None))
 
 
 def stretch(text: str, tokenizer: Tokenizer, length: int, seed: int, place: str) -> Ids:

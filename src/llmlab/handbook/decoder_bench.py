@@ -25,7 +25,7 @@ from llmlab.inference.front import DecoderFront
 from llmlab.inference.loops import loop_in
 from llmlab.inference.paged_front import PagedFront
 from llmlab.inference.postfilter import PostFilter
-from llmlab.inference.sampling import Sampling
+from llmlab.inference.sampling import Sampling, never
 from llmlab.language_model import LanguageModel, Ways, load
 from llmlab.runtime import derive
 
@@ -83,8 +83,8 @@ def asked(settings: Mapping[str, Any], seed: int) -> list[Opening]:
 def sampling_of(lm: LanguageModel, settings: Mapping[str, Any]) -> tuple[Sampling, frozenset[int]]:
     """The sampling and what ends a text: nothing does but where the arm says so."""
     ends = lm.stop_ids if settings["ends"] else frozenset[int]()
-    never = dict.fromkeys(lm.tokenizer.special_ids - ends, -100.0)
-    return Sampling(**settings["sampling"], max_new_tokens=settings["tokens"], logit_bias=never), ends
+    bias = never(lm.tokenizer.special_ids - ends)
+    return Sampling(**settings["sampling"], max_new_tokens=settings["tokens"], logit_bias=bias), ends
 
 
 def drawn(lm: LanguageModel, prompts: Sequence[Ids], settings: Mapping[str, Any], seed: int) -> list[Said]:

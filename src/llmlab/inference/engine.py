@@ -60,8 +60,8 @@ class Scored:
 @dataclass(frozen=True)
 class Token:
     """One drawn id of one prompt. `finish_reason` is set on the last. Where a request asked: `scored`, and, on its
-    first token, `prompt` for each id of the prompt but the first, which nothing predicts. Where the row failed it is
-    the last, has the id -1 and no log-probability, and `error` says why."""
+    first token, `prompt` for each id of the prompt that is echoed (never the first, which nothing predicts). Where the
+    row failed it is the last, has the id -1 and no log-probability, and `error` says why."""
 
     row: int
     id: int

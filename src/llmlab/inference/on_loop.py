@@ -18,7 +18,7 @@ from llmlab.errors import InputError
 from llmlab.inference.engine import Token
 from llmlab.inference.loops import Loop, Looping, LoopWatch
 from llmlab.inference.row import FinishReason
-from llmlab.inference.sampling import Sampling
+from llmlab.inference.sampling import NEVER, Sampling
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import KINDS
 from llmlab.runtime import derive
@@ -93,7 +93,7 @@ class Resample(_OnLoop):
         own = answer.sampling.model_copy(update={"seed": derive(answer.sampling.seed, "loop", str(left))})
         top_k = None if own.top_k == 1 else own.top_k
         hot = own.model_copy(update={"temperature": max(self.temperature, own.temperature), "top_k": top_k})
-        other = hot.model_copy(update={"logit_bias": {**own.logit_bias, answer.copied: -100.0}})
+        other = hot.model_copy(update={"logit_bias": {**own.logit_bias, answer.copied: NEVER}})
         for sampling, count in ((other, 1), (hot, answer.thrown - 1), (own, None)):
             tokens = answer.draw(tuple(answer.said), sampling)
             for token in islice(tokens, count):

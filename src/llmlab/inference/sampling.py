@@ -3,7 +3,7 @@
 Shapes: B rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
@@ -30,6 +30,7 @@ from llmlab.runtime import derive
 
 # What one request may name: so many ids, so many letters in all its stop texts.
 MOST_BIASES, MOST_STOP_LETTERS = 1024, 65_536
+NEVER = -100.0  # the bias of an id that shall not come
 
 
 LENGTHS = ("max_new_tokens", "min_new_tokens")
@@ -106,6 +107,11 @@ class Sampling(Section):
 
 
 # ---------------------------------------------------------------- from logits to a distribution
+
+
+def never(ids: Collection[int]) -> dict[int, float]:
+    """The `logit_bias` under which none of these ids comes; of more than a request may name, the first ones."""
+    return dict.fromkeys(sorted(ids)[:MOST_BIASES], NEVER)
 
 
 def process(

@@ -2,8 +2,9 @@
 
 >>> read("moby_dick.txt", "Where was the first mate born?").sources[0].text
 
-The file is read twice and never held: once to index its chunks, once to quote those that were found. Without a model
-the answer is a quoted sentence; with one, the model reads the passages that fit its context and says it in its words.
+The file is never held: it is read once to index its chunks, and again for the texts of those that were found. Without
+a model the answer is a quoted sentence; with one, the model reads the passages that fit its context and says it in its
+words.
 """
 
 from __future__ import annotations

@@ -11,12 +11,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from llmlab.data import bundled
-from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation import statistics
 from llmlab.evaluation.perplexity import token_nats
-from llmlab.evaluation.reading import nats_by_token, stretch
+from llmlab.evaluation.reading import nats_by_token, stretch, whole_text
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject
 from llmlab.model.rescaling import reread
@@ -69,10 +67,7 @@ class Task(base.Task):
 
     def _rows(self, subject: Subject, length: int) -> list[list[int]]:
         """Stretches of `length` + 1 tokens, the first of which only begins them."""
-        if self.path is None:
-            book = bundled.path("moby_dick").read_text(encoding="utf-8")
-        else:
-            book = "\n\n".join(texts_of(Files(path=self.path, text=self.text), None))
+        book = whole_text(self.path, self.text)
         seeds = [derive(subject.seed, self.kind, row) for row in range(self.limit or 4)]
         place = f"task {self.kind}: length"
         return [list(stretch(book, subject.tokenizer, length + 1, seed, place)[: length + 1]) for seed in seeds]

@@ -7,12 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from llmlab.data import bundled
-from llmlab.data.sources import Files, texts_of
 from llmlab.errors import InputError
 from llmlab.evaluation import haystack, statistics
 from llmlab.evaluation.haystack import Asked, Fact
-from llmlab.evaluation.reading import stretch
+from llmlab.evaluation.reading import stretch, whole_text
 from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject, proportion
 from llmlab.runtime import derive
@@ -59,7 +57,7 @@ class Task(base.Task):
 
     def run(self, subject: Subject) -> list[Result]:
         tokenizer, model = subject.tokenizer, subject.bundle.model
-        book = self._book()
+        book = whole_text(self.path, self.text)
         found: list[tuple[int, Asked]] = []
         for length, facts, seed in self._readings(subject):
             room = self._room(subject, facts)
@@ -110,11 +108,6 @@ class Task(base.Task):
         """Tokens of the longest question with its answer."""
         encode = subject.tokenizer.encode
         return max(len(encode(fact.question())) + len(encode(f" {fact.code}")) for fact in facts) + haystack.DIGITS
-
-    def _book(self) -> str:
-        if self.path is None:
-            return bundled.path("moby_dick").read_text(encoding="utf-8")
-        return "\n\n".join(texts_of(Files(path=self.path, text=self.text), None))
 
 
 def _cells(found: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:

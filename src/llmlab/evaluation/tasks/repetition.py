@@ -15,11 +15,10 @@ from llmlab.evaluation.tasks import base
 from llmlab.evaluation.tasks.base import Result, Subject
 from llmlab.inference.engine import generate
 from llmlab.inference.loops import loop_in
-from llmlab.inference.sampling import MOST_BIASES, Sampling
+from llmlab.inference.sampling import Sampling, never
 from llmlab.runtime import derive
 
 _TOGETHER = 16  # prompts decoded side by side
-_SUPPRESSED = -100.0
 
 
 class Task(base.Task):
@@ -58,7 +57,7 @@ class Task(base.Task):
         sampling = Sampling(
             temperature=0,
             max_new_tokens=new,
-            logit_bias=dict.fromkeys(sorted(stops)[:MOST_BIASES], _SUPPRESSED) if suppress else {},
+            logit_bias=never(stops) if suppress else {},
         )
         said = []
         for start in range(0, len(prompts), _TOGETHER):
