@@ -1,30 +1,28 @@
 """The one loop. Pretraining, fine-tuning, reward modelling, DPO and PPO differ in objective and batches only.
 
-A step takes its micro-batches, adds up what each term is a mean of, and sends them forward and backward one by one,
-every sum divided by the whole step's count: any split gives the same gradient, and k micro-batches need the memory of
-one. Checkpoints hold everything that the next step depends on, so a resumed run is bit for bit the unbroken one.
+A step takes its micro-batches, makes their gradients (`step.py`) and updates. Checkpoints hold everything that the next
+step depends on, so a resumed run is bit for bit the unbroken one.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from llmlab.data.state import State
 from llmlab.errors import Diverged, InputError, Stopped
 from llmlab.objectives.objective import Objective
 from llmlab.recipe import Section
-from llmlab.runtime import derive
 from llmlab.stages import Figures, Session
 from llmlab.training.optimizers import AdamW, OptimizerKind
 from llmlab.training.schedules import Schedule, WarmupStableDecay
 from llmlab.training.state import Checkpoints, Saved, clear_when_full
+from llmlab.training.step import Gradients, NotFinite, added, weight_of
 
 B = TypeVar("B")
 Probe = Callable[[Any], Mapping[str, float]]
@@ -108,6 +106,7 @@ class _Loop(Generic[B]):
         self.optimizer = settings.optimizer.build(model)
         if not self.optimizer.parameters:
             raise ValueError("no parameter of the model wants a gradient")
+        self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session)
         self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
         self.step = 0
         # All that a resumed run needs beside weights, optimizer and batches. JSON, no times.
@@ -146,54 +145,27 @@ class _Loop(Generic[B]):
 
     def _update(self) -> None:
         """One optimizer step, or none where nothing is there to learn."""
-        # Dropout's noise is keyed by the step, so there is no global generator to save, and no probe can shift it.
-        torch.manual_seed(derive(self.session.seed, "noise", self.step))
         begin = time.perf_counter()
         batches = self.batches.next(self.model)
-        counts = [self.objective.counts(batch) for batch in batches]
-        totals = _sum(counts)
-        norm = self._accumulate(batches, counts, totals)
-        if norm is not None:
+        try:
+            made = self.gradients.of(batches, self.step)
+        except NotFinite as error:
+            raise self._not_finite(error.problem, *error.batches) from None
+        for kind, sums in (("terms", made.terms), ("window", made.figures)):
+            for name, (value, weight) in sums.items():
+                self._note(kind, name, value, weight)
+        if made.norm is not None:
             self.optimizer.set_scale(self.settings.schedule.scale(self.step, self.settings.steps))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self._note("window", "gradient_norm", norm, 1.0)
-        self._count_empty(norm is None)
-        amounts = _sum([self.objective.amounts(batch) for batch in batches])
-        self.values["amounts"] = _sum([self.values["amounts"], amounts])
-        self.clock.add(time.perf_counter() - begin, amounts)
+            self._note("window", "gradient_norm", made.norm, 1.0)
+        self._count_empty(made.norm is None)
+        self.values["amounts"] = added([self.values["amounts"], made.amounts])
+        self.clock.add(time.perf_counter() - begin, made.amounts)
         self.step += 1
 
-    def _accumulate(self, batches: list[B], counts: list[dict[str, float]], totals: dict[str, float]) -> float | None:
-        """Gradients of the whole step, clipped; their norm before clipping, None where no term has anything."""
-        for number, (batch, count) in enumerate(zip(batches, counts, strict=True), 1):
-            if not any(count.values()):
-                continue
-            with self.session.autocast():
-                terms = self.objective(self.model, batch)
-            if terms.sums.keys() != count.keys():
-                raise ValueError(f"counts has the terms {sorted(count)}, the objective gave {sorted(terms.sums)}")
-            parts = [self._weight(name) * terms.sums[name] / totals[name] for name in count if totals[name]]
-            loss = torch.stack(parts).sum()
-            if not math.isfinite(loss.item()):
-                raise self._not_finite(f"the loss is {loss.item()} in micro-batch {number} of {len(batches)}", batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in terms.sums.items():
-                self._note("terms", name, value.item(), count[name])
-            for name, (figure, weight) in terms.figures.items():
-                self._note("window", name, float(figure), weight)
-        gradients = [p.grad for p in self.optimizer.parameters.values() if p.grad is not None]
-        if not gradients:
-            return None
-        norm = get_total_norm(gradients)
-        if not math.isfinite(norm.item()):
-            raise self._not_finite(f"the norm of the gradient is {norm.item()}", *batches)
-        if self.settings.clip is not None:
-            clip_grads_with_norm_(self.optimizer.parameters.values(), self.settings.clip, norm)
-        return norm.item()
-
     def _weight(self, term: str) -> float:
-        return self.objective.weights.get(term, 1.0)
+        return weight_of(self.objective, term)
 
     def _count_empty(self, empty: bool) -> None:
         self.values["empty_steps"] += empty
@@ -205,7 +177,7 @@ class _Loop(Generic[B]):
                 "look at the mask of the data, and at what is cut to the length",
             )
 
-    def _not_finite(self, problem: str, *batches: B, at: int | None = None) -> Diverged:
+    def _not_finite(self, problem: str, *batches: object, at: int | None = None) -> Diverged:
         where = [str(place) for batch in batches if (place := getattr(batch, "where", None))]
         steps = self.checkpoints.steps()
         kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no checkpoint yet"
@@ -333,7 +305,7 @@ class _Clock:
 
     def add(self, seconds: float, amounts: Mapping[str, float]) -> None:
         self.seconds += seconds
-        self.amounts = _sum([self.amounts, amounts])
+        self.amounts = added([self.amounts, amounts])
 
     def read(self) -> dict[str, float]:
         """`seconds`, each amount, and each amount a second; then from zero."""
@@ -350,11 +322,3 @@ def _binding(settings: Training) -> dict[str, Any]:
 
 def _ratios(totals: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}
-
-
-def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
