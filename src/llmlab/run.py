@@ -35,7 +35,16 @@ from llmlab.evaluation.report import write_report
 from llmlab.model.rescaling import Rescaling
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
-from llmlab.runtime import atomic_text, autocast_dtype, device, disk_full, interruptible, lock, make_deterministic
+from llmlab.runtime import (
+    atomic_text,
+    autocast_dtype,
+    device,
+    disk_full,
+    interruptible,
+    keep_freed_memory,
+    lock,
+    make_deterministic,
+)
 from llmlab.stages import Figures, Session, Stage, run_stages
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe
@@ -52,6 +61,9 @@ class Run(Section):
     )
     dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products in training; auto: bf16 where the hardware has it. Weights stay fp32"
+    )
+    kernels: Literal["auto", "plain"] = Field(
+        "auto", description="of training in bf16 on a CPU; auto: fused where they compute the architecture"
     )
     base: str | None = Field(None, description="weights to start from: a pulled name, hf:owner/name, a folder, a .gguf")
     rope: Rescaling | None = Field(
@@ -300,6 +312,7 @@ def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> di
 
 def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
     make_deterministic()
+    keep_freed_memory()
     where = device(recipe.device)
 
     def say(line: str) -> None:
@@ -309,7 +322,9 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(lock(out))
         stop = stack.enter_context(interruptible())
-        session = Session(recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet)
+        session = Session(
+            recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet, fuse=recipe.kernels == "auto"
+        )
         try:
             answers = live(recipe, out, session, say)
         except KeyboardInterrupt:

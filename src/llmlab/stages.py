@@ -38,6 +38,12 @@ class Session:
     dtype: torch.dtype | None = None  # of autocast; None is plain float32
     stop: StopFlag = field(default_factory=StopFlag)
     quiet: bool = True
+    fuse: bool = True  # whether training may take fused kernels
+
+    @property
+    def kernels(self) -> bool:
+        """Whether it does: they compute in bfloat16, on the CPU."""
+        return self.fuse and self.dtype == torch.bfloat16 and self.device.type == "cpu"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in `dtype`, everything else in float32."""
@@ -91,6 +97,7 @@ def _key(stage: Stage, keys: Mapping[str, str], session: Session) -> str:
     content = {
         "layout": LAYOUT,
         **({"seed": session.seed, "dtype": str(session.dtype), "device": session.device.type} if stage.draws else {}),
+        **({} if session.fuse or not stage.draws else {"kernels": "plain"}),
         "sections": stage.key,
         "parents": {name: keys[name] for name in stage.parents if name in keys},
         "files": [[path.name, _hash(path)] for path in stage.files],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmlab import compiled
 from llmlab.inference import choice, native
 from llmlab.inference.choice import choose, held
 from llmlab.inference.fast import FastModel
@@ -159,8 +160,8 @@ def test_a_wrong_kernel_falls_back_and_says_so(
 
 def test_what_the_step_does_not_compute_or_the_machine_lacks_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rope" in str(choose(model(position="alibi"), "int8").reason)
-    monkeypatch.setattr(native, "_compiler", lambda: None)
-    monkeypatch.setattr(native, "instruction_sets", lambda: native.NEEDED)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
+    monkeypatch.setattr(compiled, "instruction_sets", lambda: compiled.NEEDED)
     monkeypatch.delenv("LLMLAB_NATIVE", raising=False)
     assert "compiler" in choose(model(), "int8").explain()[0]
     monkeypatch.setenv("LLMLAB_NATIVE", "0")

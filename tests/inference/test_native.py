@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmlab import compiled
 from llmlab.errors import InputError
 from llmlab.inference import native
 from llmlab.inference.batching import Batching, Request
@@ -222,10 +223,8 @@ def test_a_step_that_does_not_compile_is_a_reason_and_no_crash(tmp_path: Path, m
     broken = tmp_path / "step.cpp"
     broken.write_text("int main( {")
     monkeypatch.setenv("LLMLAB_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "SOURCE", broken)
-    monkeypatch.setattr(native, "missing", lambda: None)
-    monkeypatch.setattr(native, "library", native.library.__wrapped__)
-    assert "not compile" in (native._unusable.__wrapped__() or "") or native._compiler() is None
+    step = compiled.Compiled(broken, "the native step")
+    assert "not compile" in (step.unusable or "") or compiled.compiler() is None
 
 
 def test_the_native_step_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

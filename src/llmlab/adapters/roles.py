@@ -151,6 +151,11 @@ class Actor(nn.Module):
         """[B, T, D]; `role` says nothing here."""
         return self.base.hidden(ids_BT, at, cache, self.adapter)
 
+    @property
+    def projection(self) -> Tensor | None:
+        """As of the model."""
+        return self.base.projection
+
     def logits(self, hidden: Tensor) -> Tensor:
         return self.base.logits(hidden)
 

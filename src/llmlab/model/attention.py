@@ -6,7 +6,7 @@ B rows, T queries, S keys, D width, H heads, G key/value heads, K head width, C 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -85,6 +85,7 @@ class Sight:
     role: Role = None
     strict: bool = False  # whether a token may see nothing at all, not even itself
     runs: tuple[Told, ...] = ()
+    kept: dict[str, Any] = field(default_factory=dict)  # what a layer found out that the next need not
 
     @property
     def told(self) -> tuple[Told, ...]:

@@ -304,6 +304,14 @@ class Transformer(nn.Module):
 
     # ------------------------------------------------------------ hidden states to logits
 
+    @property
+    def projection(self) -> Tensor | None:
+        """The matrix [V, D] where logits are a product with it and nothing else."""
+        plain = isinstance(self.architecture.head, PlainHead) and self.architecture.head.scale == 1
+        if not plain or self.head_bias is not None:
+            return None
+        return self.embedding.weight if self.head is None else self.head.weight if type(self.head) is Linear else None
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
         if isinstance(self.architecture.head, NoHead):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.data.batch import IGNORE, Batch
+from llmlab.objectives.chunked import Nats, cross_entropy, positions_at_once
 from llmlab.objectives.objective import Objective, Terms
 
 B = TypeVar("B", bound=Batch)
@@ -35,23 +36,31 @@ def logits_where_learnt(model: Any, batch: Batch, role: Any = None) -> Selected:
 
 def selected(model: Any, hidden_BTD: Tensor, targets_BT: Tensor) -> Selected:
     """The same from hidden states that are there already."""
+    hidden_ND, targets_N, where_N = learnt(hidden_BTD, targets_BT)
+    return Selected(model.logits(hidden_ND).float(), targets_N, where_N)
+
+
+def learnt(hidden_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and targets of the positions whose target is not `IGNORE`, and where they stand."""
     flat_BTxD, targets_BTx = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     where_N = (targets_BTx != IGNORE).nonzero().squeeze(1)
     if len(where_N) < len(targets_BTx):
         flat_BTxD, targets_BTx = flat_BTxD.index_select(0, where_N), targets_BTx.index_select(0, where_N)
-    return Selected(model.logits(flat_BTxD).float(), targets_BTx, where_N)
+    return flat_BTxD, targets_BTx, where_N
 
 
 class TokenPrediction(Objective[B], ABC):
     """Cross entropy in nats a token over targets that are not -100 (term `cross_entropy`), accuracy as a figure.
 
     `z_loss` > 0 adds the term `z`: the squared log of the softmax's denominator, which keeps logits from drifting
-    (PaLM, Chowdhery et al. 2022, section 5); it is a mean over the same tokens. What a prediction is read off is the
-    subclass's own: `hidden`.
+    (PaLM, Chowdhery et al. 2022, section 5); it is a mean over the same tokens. `at_once`: positions whose logits exist
+    at once; None: as many as fit `chunked.LOGITS_BYTES`. What a prediction is read off is the subclass's own:
+    `hidden`.
     """
 
-    def __init__(self, z_loss: float = 0.0) -> None:
+    def __init__(self, z_loss: float = 0.0, at_once: int | None = None) -> None:
         self.weights = {"cross_entropy": 1.0} | ({"z": z_loss} if z_loss else {})
+        self.at_once = at_once
 
     def counts(self, batch: B) -> dict[str, float]:
         return dict.fromkeys(self.weights, float(batch.learnt))
@@ -73,6 +82,8 @@ class TokenPrediction(Objective[B], ABC):
 
     def terms(self, model: Any, batch: B, hidden_BTD: Tensor) -> Terms:
         """The terms from the hidden states."""
+        if (nats := self._chunked(model, batch, hidden_BTD)) is not None:
+            return Terms({"cross_entropy": nats.sum}, {"accuracy": (nats.hits, float(batch.learnt))})
         chosen = selected(model, hidden_BTD, batch.targets_BT)
         logits_NV, targets_N, _ = chosen
         sums = {"cross_entropy": F.cross_entropy(logits_NV, targets_N, reduction="sum")}
@@ -81,6 +92,19 @@ class TokenPrediction(Objective[B], ABC):
         sums |= self.beside(chosen, batch)
         hits = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return Terms(sums, {"accuracy": (hits, float(len(targets_N)))})
+
+    def _chunked(self, model: Any, batch: B, hidden_BTD: Tensor) -> Nats | None:
+        """The cross entropy without all logits, where it is the only term and they would be many."""
+        head_VD: Tensor | None = getattr(model, "projection", None)
+        if head_VD is None or self.weights.keys() != {"cross_entropy"} or not torch.is_grad_enabled():
+            return None
+        device = hidden_BTD.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        at_once = self.at_once or positions_at_once(len(head_VD), 2 if half else 4)
+        if batch.learnt <= at_once and not (half and device == "cpu"):
+            return None
+        hidden_ND, targets_N, _ = learnt(hidden_BTD, batch.targets_BT)
+        return cross_entropy(hidden_ND, head_VD, targets_N, at_once, half)
 
 
 class NextToken(TokenPrediction[Batch]):

@@ -28,6 +28,7 @@ from llmlab.runtime import (
     atomic_text,
     disk_full,
     interruptible,
+    keep_freed_memory,
     lock,
     make_deterministic,
     versions,
@@ -78,6 +79,7 @@ def race(
     making.check(arms, seeds, measures)  # what was made equal may have become the same
     _own(out)
     make_deterministic()
+    keep_freed_memory()
     begin = time.monotonic()
 
     def say(line: str) -> None:

@@ -7,6 +7,7 @@ step depends on, so a resumed run is bit for bit the unbroken one.
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from llmlab.data.state import State
 from llmlab.errors import Diverged, InputError, Stopped
+from llmlab.model.fused import fused
 from llmlab.objectives.objective import Objective
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
@@ -80,8 +82,9 @@ def train(
     Raises `Stopped` after saving when the session asks to stop; `Diverged` at the first loss or gradient that is not
     finite (the last checkpoint stays); `InputError` when nothing is there to learn, and when the disk is full.
     """
-    with clear_when_full(out):
-        return _Loop(model, objective, batches, settings, out, session, probe, best).run()
+    with clear_when_full(out), fused(model) if session.kernels else nullcontext("kernels are plain") as plain:
+        figures = _Loop(model, objective, batches, settings, out, session, probe, best).run()
+    return figures | {"kernels": "fused" if plain is None else f"plain: {plain}"}
 
 
 class _Loop(Generic[B]):
