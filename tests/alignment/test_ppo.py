@@ -26,8 +26,8 @@ from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import generator
 from llmlab.stages import Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 
 VOCABULARY, STOP, LIKED = 12, 3, 5
 PLAIN = FixedKL(beta=0.02)

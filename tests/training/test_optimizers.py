@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.errors import InputError
-from llmlab.training.optimizers import AdamW, Muon, Optimizer, hidden_matrices, trained
+from llmlab.training.adamw import AdamW
+from llmlab.training.muon import Muon
+from llmlab.training.optimizer import Optimizer, hidden_matrices, trained
 
 SCALES = (0.3, 1.0, 0.6, 0.2)
 

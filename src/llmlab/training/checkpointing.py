@@ -1,0 +1,76 @@
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): blocks forget what they computed and compute it again.
+
+Put on from outside: while training lasts, each block's `forward` and `streams` go through torch's non-reentrant
+checkpoint. The model's modules, names and weights stay as they are, and so do its numbers: dropout's noise is drawn
+again from the generator's state of the first time.
+
+`full` keeps what goes into a block. `selective` keeps the outputs of matrix products and of attention too, which cost
+most to compute, and makes the rest again: norms, activations, rotations (Korthikanti et al. 2022, arXiv 2205.05198).
+
+A pass without gradients keeps nothing anyway, and one with a cache (generation) must not run twice: neither is changed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from llmlab.model.attention import Sight
+from llmlab.model.block import Block, Memory
+
+Checkpointing = Literal["none", "full", "selective"]
+
+PRODUCTS = (  # aten's names, of whatever overload
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+)
+
+
+@contextmanager
+def checkpointed(model: nn.Module, how: Checkpointing) -> Iterator[None]:
+    """The blocks of `model` compute so in here; a shared one once more at each depth."""
+    blocks = [] if how == "none" else [module for module in model.modules() if isinstance(module, Block)]
+    try:
+        for block in blocks:
+            # Attributes of the object stand before its class's methods; taken away again, nothing is left.
+            vars(block)["forward"] = _twice(block.forward, how)
+            vars(block)["streams"] = _twice(block.streams, how)
+        yield
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
+            vars(block).pop("streams", None)
+
+
+def _twice(compute: Callable[..., Any], how: Checkpointing) -> Callable[..., Any]:
+    options = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
+
+    @wraps(compute)
+    def again(*given: Any) -> Any:
+        if not torch.is_grad_enabled() or any(map(_remembers, given)):
+            return compute(*given)
+        return checkpoint(compute, *given, use_reentrant=False, **options)
+
+    return again
+
+
+def _remembers(given: Any) -> bool:
+    """Whether a block's argument would be changed by a second pass."""
+    if isinstance(given, Sight):
+        return given.cache is not None
+    return isinstance(given, Memory) and given.kept is not None
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operation.name().partition(".")[0] in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
