@@ -20,7 +20,7 @@ class Adafactor(OptimizerPart):
     lr: float = Field(0.02, gt=0.0, description="relative learning rate at the schedule's top")
     decay: float = Field(-0.8, lt=0.0, description="a step's share of the second moment is step to this power")
     smallest: float = Field(1e-3, gt=0.0, description="the size that smaller weights are taken to have")
-    threshold: float = Field(1.0, gt=0.0, description="largest root mean square of an update")
+    threshold: float = Field(1.0, ge=1.0, description="largest root mean square of an update")
     weight_decay: float = Field(0.0, ge=0.0, description="decay of matrices, times the learning rate, a step")
 
     def build(self, model: nn.Module) -> Optimizer:

@@ -7,12 +7,15 @@ again from the generator's state of the first time.
 `full` keeps what goes into a block. `selective` keeps the outputs of matrix products and of attention too, which cost
 most to compute, and makes the rest again: norms, activations, rotations (Korthikanti et al. 2022, arXiv 2205.05198).
 
+A recurrent net is made again whole either way: torch's cells go on working in the outputs of their products, and what
+was kept of those would not be what they were.
+
 A pass without gradients keeps nothing anyway, and one with a cache (generation) must not run twice: neither is changed.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llmlab.model.attention import Sight
 from llmlab.model.block import Block, Memory
+from llmlab.model.recurrent import Recurrent
 
 Checkpointing = Literal["none", "full", "selective"]
 
@@ -42,9 +46,10 @@ def checkpointed(model: nn.Module, how: Checkpointing) -> Iterator[None]:
     blocks = [] if how == "none" else [module for module in model.modules() if isinstance(module, Block)]
     try:
         for block in blocks:
+            way: Checkpointing = "full" if isinstance(block.attention, Recurrent) else how
             # Attributes of the object stand before its class's methods; taken away again, nothing is left.
-            vars(block)["forward"] = _twice(block.forward, how)
-            vars(block)["streams"] = _twice(block.streams, how)
+            vars(block)["forward"] = _Twice(block.forward, way)
+            vars(block)["streams"] = _Twice(block.streams, way)
         yield
     finally:
         for block in blocks:
@@ -52,16 +57,20 @@ def checkpointed(model: nn.Module, how: Checkpointing) -> Iterator[None]:
             vars(block).pop("streams", None)
 
 
-def _twice(compute: Callable[..., Any], how: Checkpointing) -> Callable[..., Any]:
-    options = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
+class _Twice:
+    """A block's method that computes a second time when its gradients are asked for. An object and no closure: a deep
+    copy of the block has one of its own."""
 
-    @wraps(compute)
-    def again(*given: Any) -> Any:
+    def __init__(self, compute: Callable[..., Any], how: Checkpointing) -> None:
+        self.compute, self.how = compute, how
+
+    def __call__(self, *given: Any) -> Any:
         if not torch.is_grad_enabled() or any(map(_remembers, given)):
-            return compute(*given)
-        return checkpoint(compute, *given, use_reentrant=False, **options)
-
-    return again
+            return self.compute(*given)
+        if self.how == "full":
+            return checkpoint(self.compute, *given, use_reentrant=False)
+        contexts = partial(create_selective_checkpoint_contexts, _policy)
+        return checkpoint(self.compute, *given, use_reentrant=False, context_fn=contexts)
 
 
 def _remembers(given: Any) -> bool:

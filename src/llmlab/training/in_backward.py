@@ -12,7 +12,7 @@ memory only: the last checkpoint is as it was.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -51,7 +51,7 @@ class InBackward:
         """A backward pass in here is a step. Raises `NotFiniteGradient` out of it."""
         self._norms = {}
         handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(name))
+            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
             for name, parameter in self._optimizer.parameters.items()
         ]
         try:
@@ -65,7 +65,7 @@ class InBackward:
         norms = [self._norms[name] for name in self._optimizer.parameters if name in self._norms]
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
         def update(parameter: Tensor) -> None:
             assert isinstance(parameter, nn.Parameter)
             assert parameter.grad is not None

@@ -57,7 +57,7 @@ class Training(Section):
     def _clips(self) -> "Training":
         if self.in_backward and self.clip is not None:
             raise ValueError(
-                f"in_backward cannot clip to a norm of {self.clip}: the whole gradient is never there (set clip to null)"
+                f"in_backward cannot clip to a norm of {self.clip}: it never has the whole gradient (set clip to null)"
             )
         return self
 

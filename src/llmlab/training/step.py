@@ -104,6 +104,8 @@ class Gradients(Generic[B]):
         except NotFiniteGradient as error:
             raise NotFinite(f"the norm of the gradient of {error.name} is {error.norm}", [batch]) from None
         norm = inside.norm()
+        if norm is not None and not math.isfinite(norm.item()):
+            raise NotFinite(f"the norm of the gradient is {norm.item()}", [batch])
         return None if norm is None else norm.item()
 
     def _clipped(self, batches: Sequence[B]) -> float | None:
