@@ -287,6 +287,18 @@ def test_the_proxy_goes_up_and_the_base_stays(tmp_path: Path) -> None:
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_blocks_that_compute_twice_change_nothing(tmp_path: Path, how: str) -> None:
+    """Rollouts go through a cache and are left alone; roles, a row each, are scored and learnt from as ever."""
+    found = []
+    for way in ("none", how):
+        model = build()
+        settings = training(4, activation_checkpointing=way)
+        train(model, PPOObjective(Clipping()), batches(), settings, tmp_path / way, Session())
+        found.append(weights(model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 @pytest.mark.parametrize("control", [PLAIN, AdaptiveKL(beta=0.1, target=0.5, horizon=50)])
 def test_stopped_at_every_step_it_is_the_unbroken_run(tmp_path: Path, control: Any) -> None:
     """Traps 36 to 40: rollout store, place in it, controller, prompts, moments. Steps 2 to 7 cut inside rollouts."""

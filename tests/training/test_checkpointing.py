@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llmlab.adapters.lora import LoRA, add_lora, train_only
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
 from llmlab.model.block import Block
@@ -76,6 +77,25 @@ def test_training_is_equal_bit_for_bit(lab: Any, equal: Equal, tmp_path: Path, h
         options = {"clip": None, "session": Session(dtype=torch.bfloat16), "dropout": 0.2, "optimizer": "adamw"}
         lab.train(tmp_path / name, lab.Rows((3,)), **options, **fields)
     assert equal(lab.weights(tmp_path / "plain"), lab.weights(tmp_path / "twice"))
+
+
+@both
+def test_adapters_of_a_role_a_row(equal: Equal, how: Checkpointing) -> None:
+    """A frozen base, two adapters with dropout, rows of both and of neither."""
+    found = []
+    for way in ("none", how):
+        model = build({})
+        for name in ("a", "b"):
+            add_lora(model, name, LoRA(rank=2, dropout=0.3), 0)
+        train_only(model, ["a", "b"])
+        model.train()
+        torch.manual_seed(5)
+        with checkpointed(model, way):  # type: ignore[arg-type]
+            ids = torch.arange(T).expand(3, T)
+            model.hidden(ids, Places.causal(3, T), role=("a", "b", "nobody")).square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(found[0]) == 2 * 2 * 7 * 3
+    assert equal(*found)
 
 
 def kept_bytes(model: Transformer, how: Checkpointing) -> int:

@@ -138,11 +138,10 @@ def predicted(made: Setup) -> StepBytes:
 
 def counted(made: Setup, steps: int = 2) -> int:
     """The most bytes of tensors that were alive while the real loop took these steps, weights included."""
-    model, role = adapted(made.architecture.build(V, 0), made, 0)
+    model = learner(made.architecture.build(V, 0), made, 0)
     known = [*model.parameters(), *model.buffers()]
-    rows = TextRows(FIRST, made.load, 0)
     with LiveBytes(known) as live:
-        _train(_actor(model, role), rows, made.training, steps, 0)
+        take_steps(model, made, steps, 0)
     weights = sum(int(tensor.nbytes) for tensor in known)
     return weights + int(live.peak)
 
@@ -156,25 +155,27 @@ def loss_of(row: Row, seed: int, steps: int) -> float:
     made = setup(row)
     model, text = made.architecture.build(V, seed), FIRST
     if row.group == "adapt":
-        first = setup(LEDGER[0])
-        _train(model, TextRows(FIRST, first.load, seed), first.training, steps, seed)
+        take_steps(model, setup(LEDGER[0]), steps, seed)
         text = SECOND
-    model, role = adapted(model, made, seed)
-    actor = _actor(model, role)
-    _train(actor, TextRows(text, made.load, seed), made.training, steps, seed)
-    held = TextRows(text, Load(HELD, WIDTH, HELD * WIDTH), -1).next(actor)[0]
+    actor = learner(model, made, seed)
+    take_steps(actor, made, steps, seed, text)
+    (held,) = TextRows(text, Load(HELD, WIDTH, HELD * WIDTH), -1).next(actor)
     with torch.no_grad():
         return float(NextToken()(actor, held).sums["cross_entropy"]) / held.learnt
 
 
-def _actor(model: Transformer, role: str | None) -> nn.Module:
+def learner(model: Transformer, made: Setup, seed: int) -> nn.Module:
+    """The model as the row trains it: with its adapter, where it has one."""
+    model, role = adapted(model, made, seed)
     return model if role is None else Actor(model, role)
 
 
-def _train(model: nn.Module, rows: TextRows, settings: Training, steps: int, seed: int) -> None:
+def take_steps(learner: nn.Module, made: Setup, steps: int, seed: int, text: str = FIRST) -> None:
+    """The real loop, for so many steps, looking at nothing on the way."""
     quiet = {"steps": steps, "checkpoint_every": steps, "log_every": steps, "evaluate_every": steps}
+    settings = made.training.model_copy(update=quiet)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, NextToken(), rows, settings.model_copy(update=quiet), Path(folder), Session(seed=seed))
+        train(learner, NextToken(), TextRows(text, made.load, seed), settings, Path(folder), Session(seed=seed))
 
 
 class TextRows:
