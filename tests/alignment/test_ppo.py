@@ -26,8 +26,8 @@ from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
 from llmlab.runtime import generator
 from llmlab.stages import Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 
 VOCABULARY, STOP, LIKED = 12, 3, 5
 PLAIN = FixedKL(beta=0.02)
@@ -285,6 +285,18 @@ def test_the_proxy_goes_up_and_the_base_stays(tmp_path: Path) -> None:
     assert figures["steps"] == 40
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_blocks_that_compute_twice_change_nothing(tmp_path: Path, how: str) -> None:
+    """Rollouts go through a cache and are left alone; roles, a row each, are scored and learnt from as ever."""
+    found = []
+    for way in ("none", how):
+        model = build()
+        settings = training(4, activation_checkpointing=way)
+        train(model, PPOObjective(Clipping()), batches(), settings, tmp_path / way, Session())
+        found.append(weights(model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 @pytest.mark.parametrize("control", [PLAIN, AdaptiveKL(beta=0.1, target=0.5, horizon=50)])

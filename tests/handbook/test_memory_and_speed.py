@@ -11,7 +11,6 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.where import open_model
 from llmlab.handbook import release, speeds
 from llmlab.handbook.ledger import MIB, cached_bytes, fill, holes, in_pieces, lengths, reserved, wasted, whole
-from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.handbook.races.release import RACE as RELEASE
 from llmlab.handbook.races.speed import RACE as SPEED
 from llmlab.handbook.smollm2_shape import LLAMA_7B, LLAMA_VOCABULARY, SMOLLM2, VOCABULARY
@@ -20,6 +19,7 @@ from llmlab.inference.batching import Batching
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.fast import FastModel
 from llmlab.inference.int8_cache import Int8Cache
+from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.language_model import LanguageModel
 from llmlab.model.attention import GroupedQuery
 from llmlab.model.places import Places

@@ -12,7 +12,8 @@ from llmlab.model.positions import Alibi, Rope
 from llmlab.model.transformer import Architecture
 from llmlab.race.arms import Arm, arms, changed, check, on_meta, read_vary
 from llmlab.run import Run, read_recipe
-from llmlab.training.optimizers import AdamW, Muon
+from llmlab.training.adamw import AdamW
+from llmlab.training.muon import Muon
 
 BITS = read_measures(["bits_per_byte"])
 

@@ -19,7 +19,9 @@ from llmlab.errors import InputError, Stopped
 from llmlab.objectives.language import NextToken
 from llmlab.objectives.objective import Terms
 from llmlab.stages import Session
-from llmlab.training.optimizers import AdamW, Muon, Optimizer, trained
+from llmlab.training.adamw import AdamW
+from llmlab.training.muon import Muon
+from llmlab.training.optimizer import Optimizer, trained
 from llmlab.training.schedules import Cosine
 from llmlab.training.state import Checkpoints, Saved
 

@@ -46,8 +46,8 @@ from llmlab.inference.sampling import Sampling
 from llmlab.objectives.policy import kl_k1_value_only
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 from llmlab.training.schedules import Linear
 from llmlab.training.state import clear_when_full
 

@@ -31,8 +31,8 @@ from llmlab.objectives.preference import Dpo, sequence_logprobs
 from llmlab.objectives.preference import dpo as dpo_loss
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 from llmlab.training.state import clear_when_full
 
 ADAPTER = "dpo"

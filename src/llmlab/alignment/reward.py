@@ -26,8 +26,8 @@ from llmlab.objectives.objective import Objective, Terms
 from llmlab.objectives.preference import bradley_terry
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 from llmlab.training.state import clear_when_full
 
 ADAPTER = "reward"

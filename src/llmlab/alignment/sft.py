@@ -20,8 +20,8 @@ from llmlab.data.tasks import Task
 from llmlab.objectives.language import NextToken
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import AdamW
 from llmlab.training.state import clear_when_full
 
 ADAPTER = "sft"

@@ -19,7 +19,7 @@ from llmlab.evaluation.metrics import edit_distance
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
 from llmlab.runtime import generator
-from llmlab.training.optimizers import Muon
+from llmlab.training.muon import Muon
 from llmlab.training.schedules import WarmupStableDecay
 
 DIGITS, BASE = 8, 10

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from llmlab.training.optimizers import Muon
+from llmlab.training.muon import Muon
 
 WARM = 0.05  # share of the steps in which the rates rise
 

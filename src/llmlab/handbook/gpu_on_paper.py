@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from llmlab.handbook.ledger import shaped
-from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.handbook.question import Figures
 from llmlab.handbook.roofline import Roofline, Work, decode_work, prefill_work
 from llmlab.handbook.smollm2_shape import LLAMA_7B, LLAMA_VOCABULARY, SMOLLM2, VOCABULARY
 from llmlab.inference.cache import DenseCache
+from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.model.places import Places
 
 # NVIDIA A100 80 GB SXM, data sheet of 2021: 2,039 GB/s; 312 TFLOP/s in bf16 on tensor cores, without sparsity.

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.inference.cache import DenseCache
 from llmlab.inference.engine import PREFILL_COLUMNS
 from llmlab.inference.int8_cache import Int8Cache
 from llmlab.inference.pages import PAGE, Pages
+from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.runtime import generator

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.handbook.depth import slope
-from llmlab.handbook.live_bytes import LiveBytes
 from llmlab.handbook.mixing_costs import KINDS, LENGTHS, WINDOW, kept, mixed
 from llmlab.handbook.needle_figures import needle_figures, needle_tables, said_of_needles
 from llmlab.handbook.question import Check, Claim, Figures, Question, Table, Text, Verdict
@@ -17,6 +16,7 @@ from llmlab.handbook.raced import Told
 from llmlab.handbook.smollm2_shape import SMOLLM2, VOCABULARY
 from llmlab.handbook.tiled_attention import TILE, tiled
 from llmlab.inference.cache import DenseCache
+from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.longtext.chunk import spans, split_probability, whole
 from llmlab.model.attention import Attention, MultiHead
 from llmlab.model.places import Places

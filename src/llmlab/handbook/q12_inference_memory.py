@@ -326,7 +326,7 @@ QUESTION = Question(
     uses=(
         "llmlab/handbook/smollm2_ledger.py",
         "llmlab/handbook/ledger.py",
-        "llmlab/handbook/live_bytes.py",
+        "llmlab/interpret/live_bytes.py",
         "llmlab/inference/int8_cache.py",
         "llmlab/handbook/release.py",
         "llmlab/inference/cache.py",

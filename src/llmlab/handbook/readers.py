@@ -31,7 +31,7 @@ from llmlab.runtime import derive, generator
 from llmlab.tokenization.special import MASK
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import BPE, train_tokenizer
-from llmlab.training.optimizers import Muon
+from llmlab.training.muon import Muon
 
 VOCABULARY, LAYERS, DIM, HEADS, LENGTH = 1024, 2, 64, 4, 128
 ROW, ROWS = 64, 12  # tokens of a row, rows of a step

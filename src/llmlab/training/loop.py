@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmlab.data.state import State
@@ -21,7 +21,10 @@ from llmlab.model.fused import fused
 from llmlab.objectives.objective import Objective
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
-from llmlab.training.optimizers import AdamW, OptimizerKind
+from llmlab.training.adamw import AdamW
+from llmlab.training.checkpointing import Checkpointing, checkpointed
+from llmlab.training.in_backward import InBackward
+from llmlab.training.optimizers import OptimizerKind
 from llmlab.training.schedules import Schedule, WarmupStableDecay
 from llmlab.training.state import Checkpoints, Saved, clear_when_full
 from llmlab.training.step import Gradients, NotFinite, added, weight_of
@@ -45,6 +48,20 @@ class Training(Section):
     )
     checkpoint_every: int = Field(100, gt=0, description="steps between checkpoints; the last step is one")
     keep: int = Field(2, gt=0, description="newest checkpoints that stay on disk; the best weights stay besides")
+    activation_checkpointing: Checkpointing = Field(
+        "none", description="what blocks compute again instead of keeping: none, full: all, selective: not the products"
+    )
+    in_backward: bool = Field(
+        False, description="whether each parameter is updated as soon as its gradient is there; needs clip null"
+    )
+
+    @model_validator(mode="after")
+    def _clips(self) -> "Training":
+        if self.in_backward and self.clip is not None:
+            raise ValueError(
+                f"in_backward cannot clip to a norm of {self.clip}: it never has the whole gradient (set clip to null)"
+            )
+        return self
 
 
 class Batches(Protocol[B]):
@@ -82,7 +99,9 @@ def train(
     Raises `Stopped` after saving when the session asks to stop; `Diverged` at the first loss or gradient that is not
     finite (the last checkpoint stays); `InputError` when nothing is there to learn, and when the disk is full.
     """
-    with clear_when_full(out), fused(model) if session.kernels else nullcontext("kernels are plain") as plain:
+    quick = fused(model) if session.kernels else nullcontext("float32, another device, or switched off")
+    again = checkpointed(model, settings.activation_checkpointing)
+    with clear_when_full(out), quick as plain, again:
         figures = _Loop(model, objective, batches, settings, out, session, probe, best).run()
     return figures | {"kernels": "fused" if plain is None else f"plain: {plain}"}
 
@@ -109,7 +128,8 @@ class _Loop(Generic[B]):
         self.optimizer = settings.optimizer.build(model)
         if not self.optimizer.parameters:
             raise ValueError("no parameter of the model wants a gradient")
-        self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session)
+        inside = InBackward(self.optimizer) if settings.in_backward else None
+        self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session, inside)
         self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
         self.step = 0
         # All that a resumed run needs beside weights, optimizer and batches. JSON, no times.
@@ -150,6 +170,7 @@ class _Loop(Generic[B]):
         """One optimizer step, or none where nothing is there to learn."""
         begin = time.perf_counter()
         batches = self.batches.next(self.model)
+        self.optimizer.set_scale(self.settings.schedule.scale(self.step, self.settings.steps))
         try:
             made = self.gradients.of(batches, self.step)
         except NotFinite as error:
@@ -158,9 +179,9 @@ class _Loop(Generic[B]):
             for name, (value, weight) in sums.items():
                 self._note(kind, name, value, weight)
         if made.norm is not None:
-            self.optimizer.set_scale(self.settings.schedule.scale(self.step, self.settings.steps))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            if not self.settings.in_backward:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
             self._note("window", "gradient_norm", made.norm, 1.0)
         self._count_empty(made.norm is None)
         self.values["amounts"] = added([self.values["amounts"], made.amounts])

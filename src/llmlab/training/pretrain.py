@@ -17,7 +17,7 @@ from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.training.loop import Training, train
-from llmlab.training.optimizers import Muon
+from llmlab.training.muon import Muon
 from llmlab.training.probe import held_out
 from llmlab.training.state import clear_when_full
 

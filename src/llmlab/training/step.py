@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from llmlab.objectives.objective import Objective
 from llmlab.runtime import derive
 from llmlab.stages import Session
+from llmlab.training.in_backward import InBackward, NotFiniteGradient
 
 B = TypeVar("B")
 Sums = dict[str, tuple[float, float]]  # name -> (sum, what it is the sum of so many of)
@@ -46,7 +47,8 @@ class Made:
 
 
 class Gradients(Generic[B]):
-    """Leaves a step's gradients, clipped to the norm `clip`, in `parameters`."""
+    """Leaves a step's gradients, clipped to the norm `clip`, in `parameters`; or, with `inside`, none: the parameters
+    are then updated when this is through."""
 
     def __init__(
         self,
@@ -55,20 +57,24 @@ class Gradients(Generic[B]):
         parameters: Mapping[str, nn.Parameter],
         clip: float | None,
         session: Session,
+        inside: InBackward | None = None,
     ) -> None:
         self.model, self.objective, self.parameters = model, objective, parameters
-        self.clip, self.session = clip, session
+        self.clip, self.session, self.inside = clip, session, inside
 
     def of(self, batches: Sequence[B], step: int) -> Made:
         """The gradients of these micro-batches. Raises `NotFinite`."""
         # Dropout's noise is keyed by the step, so there is no global generator to save, and no probe can shift it.
         torch.manual_seed(derive(self.session.seed, "noise", step))
+        if self.inside is not None:
+            self.inside.require_one(batches)
         counts = [self.objective.counts(batch) for batch in batches]
         totals, made = added(counts), Made(amounts=added([self.objective.amounts(batch) for batch in batches]))
         for number, (batch, count) in enumerate(zip(batches, counts, strict=True), 1):
             if any(count.values()):
                 self._backward(batch, count, totals, made, f"micro-batch {number} of {len(batches)}")
-        made.norm = self._clipped(batches)
+        if self.inside is None:
+            made.norm = self._clipped(batches)
         return made
 
     def _backward(self, batch: B, count: dict[str, float], totals: dict[str, float], made: Made, where: str) -> None:
@@ -81,11 +87,26 @@ class Gradients(Generic[B]):
         loss = torch.stack(parts).sum()
         if not math.isfinite(loss.item()):
             raise NotFinite(f"the loss is {loss.item()} in {where}", [batch])
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self.inside is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            made.norm = self._updated(loss, self.inside, batch)
         for name, value in terms.sums.items():
             made.note(made.terms, name, value.item(), count[name])
         for name, (figure, weight) in terms.figures.items():
             made.note(made.figures, name, float(figure), weight)
+
+    def _updated(self, loss: Tensor, inside: InBackward, batch: B) -> float | None:
+        """Backward, the parameters updated on the way; the norm of the whole gradient."""
+        try:
+            with inside.updating():
+                loss.backward()  # type: ignore[no-untyped-call]
+        except NotFiniteGradient as error:
+            raise NotFinite(f"the norm of the gradient of {error.name} is {error.norm}", [batch]) from None
+        norm = inside.norm()
+        if norm is not None and not math.isfinite(norm.item()):
+            raise NotFinite(f"the norm of the gradient is {norm.item()}", [batch])
+        return None if norm is None else norm.item()
 
     def _clipped(self, batches: Sequence[B]) -> float | None:
         """The norm of the whole gradient, which is then clipped; None where there is none."""
