@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora, merge
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.merging import merge
+from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.peft_format import CONFIG, WEIGHTS, load_head, load_peft, read_config, save_adapter
 from llmlab.checkpoints.native import read_safetensors, write_safetensors
 from llmlab.errors import InputError
@@ -37,7 +39,7 @@ def build(**parts: Any) -> Transformer:
 
 
 def with_adapter(model: Transformer, name: str = "a", **settings: Any) -> Transformer:
-    add_lora(model, name, LoRA(rank=3, alpha=5.0, **settings), seed=0)
+    add_adapter(model, name, LoRA(rank=3, alpha=5.0, **settings), seed=0)
     with torch.no_grad():
         for key, parameter in adapter_parameters(model, name).items():
             parameter.normal_(0, 0.1, generator=generator(1, name, key))
@@ -142,11 +144,12 @@ def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"use_dora": True}, "use_dora True is not read"),
-        ({"use_rslora": True}, "use_rslora"),
+        ({"use_dora": True}, "magnitude is missing"),
+        ({"lora_bias": True}, "lora_bias True is not read"),
+        ({"base_weights": "nf4"}, "base_weights 'nf4' is not known"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias 'all'"),
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"peft_type": "VERA"}, "peft_type 'VERA' is not read"),
         ({"r": 0}, "rank"),
         ({"base_model_name_or_path": None}, "names no base"),
     ],

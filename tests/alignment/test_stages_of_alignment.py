@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab.adapters.lora import LoRA, adapter_parameters
+from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import open_policy
+from llmlab.adapters.part import adapter_parameters
 from llmlab.adapters.peft_format import save_adapter
 from llmlab.alignment.ppo import PPO, ppo, roles_of
 from llmlab.alignment.preference import DPO, dpo
@@ -209,10 +210,10 @@ def test_a_reward_model_on_another_base_is_refused(run: Path, tmp_path: Path) ->
 
 
 def test_a_plain_adapter_is_no_reward_model(run: Path, tmp_path: Path) -> None:
-    from llmlab.adapters.lora import add_lora
+    from llmlab.adapters.part import add_adapter
 
     base = open_policy(run / "sft")
-    add_lora(base.model, "x", LoRA(rank=2), 0)
+    add_adapter(base.model, "x", LoRA(rank=2), 0)
     save_adapter(run / "plain" / "adapter", base.model, "x", run / "sft")
     with pytest.raises(InputError, match="only reward models have a scalar head"):
         ppo(parse(PPO, RL), open_policy(run / "sft"), run / "plain", tmp_path / "ppo", Session())

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -162,8 +163,12 @@ class QuantizedLinear(nn.Module, ABC):
         """bf16 [M, K] -> bf16 [M, N] by the packed kernel, without the bias."""
 
     def plain(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N] through the dequantised weight."""
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        """[..., K] -> [..., N] through the dequantised weight, which nothing keeps: a backward pass makes it again."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        y: Tensor = _Through.apply(x, self)  # type: ignore[no-untyped-call]
+        return y if bias is None else y + bias.to(y.dtype)
 
     def forward(self, x: Tensor, role: Role = None) -> Tensor:
         """[..., K] -> [..., N] in the dtype of x."""
@@ -175,6 +180,19 @@ class QuantizedLinear(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kernel={self.kernel}"
+
+
+class _Through(torch.autograd.Function):
+    """x W^T with W made of codes, forward and backward; between the two there are the codes alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear, ctx.dtype = linear, x.dtype
+        return F.linear(x, linear.weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient @ ctx.linear.weight.to(gradient.dtype)).to(ctx.dtype), None
 
 
 class Int8Linear(QuantizedLinear):
