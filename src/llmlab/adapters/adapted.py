@@ -86,7 +86,8 @@ class KeptLinear(Wrapped):
     def __init__(self, base: "Base | KeptLinear", part: LinearPart) -> None:
         super().__init__()
         self.base, self.part = base, part
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.in_features: int = base.in_features
+        self.out_features: int = base.out_features
 
     @property
     def weight(self) -> Tensor:

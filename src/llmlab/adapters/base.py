@@ -67,7 +67,7 @@ def undone(model: Transformer) -> Transformer:
             replace(model, path, _linear(module.weight, module.bias))
     if isinstance(model.embedding, Int8Embedding | StoredEmbedding):
         table = model.embedding.weight
-        model.embedding = nn.Embedding(*table.shape, _weight=table)
+        model.embedding = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
         if model.architecture.tied:
             model.head = None
     if isinstance(model.head, QuantizedLinear):
@@ -105,9 +105,9 @@ def _made(source: Stored, weights: BaseWeights) -> Transformer:
         tied: nn.Module = Int8Linear(codes, scale)
     elif isinstance(table, Groups):
         tied = StoredLinear.of(table)
-        model.embedding = StoredEmbedding(tied)  # type: ignore[assignment, arg-type]
+        model.embedding = StoredEmbedding(tied)  # type: ignore[assignment]
     if not isinstance(model.embedding, nn.Embedding) and model.head is None:
-        model.head = tied  # type: ignore[assignment]
+        model.head = tied
     rest = {name: _own(source.read(name)) for name, tensor in model.state_dict().items() if tensor.is_meta}
     model.load_state_dict(rest, strict=False, assign=True)
     return model.requires_grad_(False).eval()

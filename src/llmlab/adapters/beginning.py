@@ -80,8 +80,8 @@ class Beginning(nn.Module):
 
     def forward(self, model: Transformer, cache: Cache | None, role: Role, rows: int) -> Cache | None:
         """The cache of a pass over `rows` rows: the given one, with the virtual tokens of each row's role before it."""
-        names = role if isinstance(role, tuple) else (role,)
-        names = tuple(name if name in self.adapters else None for name in names)
+        asked: tuple[str | None, ...] = role if isinstance(role, tuple) else (role,)
+        names = tuple(name if name is not None and name in self.adapters else None for name in asked)
         if len(names) not in (1, rows):
             raise ValueError(f"{len(names)} roles for {rows} rows")
         if not len(self.kept) and not any(names):

@@ -8,6 +8,7 @@ The activation keeps it out of the weights: it is never merged. peft has no such
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from llmlab.adapters.part import Draw, uniform
 from llmlab.model.transformer import Transformer
 
 AFTER = {"houlsby": ("attention.output", "feedforward.down"), "pfeiffer": ("feedforward.down",)}
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 class Bottleneck(LinearAdapter):

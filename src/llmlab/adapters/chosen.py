@@ -14,7 +14,6 @@ from llmlab.adapters.part import AdapterPart
 from llmlab.errors import InputError
 from llmlab.model.transformer import Transformer
 
-
 EMBEDDING = ["embedding.", "embedding_norm.", "project.", "position.", "local_position.", "segment"]
 
 

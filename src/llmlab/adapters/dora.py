@@ -52,7 +52,8 @@ class Decomposed(LowRank):
     def _norm(self, weight: Tensor) -> Tensor:
         """|W + s B A| of each output row, float32 [out]."""
         with torch.autocast(weight.device.type, enabled=False):
-            return torch.linalg.vector_norm(weight.detach().float() + self.product().detach(), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(weight.detach().float() + self.product().detach(), dim=1)
+            return norm
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> Weights | None:
         self.norm = self._norm(weight).detach()

@@ -30,6 +30,10 @@ class AdapterPart(Section, ABC):
     def check(self, architecture: Architecture) -> None:
         """`InputError` for an architecture that it cannot go with."""
 
+    def saved(self) -> "AdapterPart":
+        """The settings of what a folder holds: without what is for training alone."""
+        return self
+
     @abstractmethod
     def put(self, model: Transformer, name: str, seed: int) -> None:
         """Put a fresh one on the model; what learns is the caller's to say."""

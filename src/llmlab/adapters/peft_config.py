@@ -30,10 +30,10 @@ SECTIONS: dict[str, type[AdapterPart]] = {
     "ia3": IA3,
     "prefix": Prefix,
     "prompt": Prompt,
-    "ptuning": Prompt,  # a folder holds what the network came to
     "bottleneck": Bottleneck,
 }
-TYPES = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "ptuning"}
+TYPES = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
+TYPES["P_TUNING"] = "prompt"  # a folder holds the embeddings that the network came to
 READ = f"{', '.join(TYPES)} are"
 
 # What peft can do to an adapter that changes its mathematics, and the value that means "not done".
@@ -117,4 +117,5 @@ def low_rank(section: LowRankSection) -> dict[str, Any]:
 
 def own(section: AdapterPart) -> dict[str, Any]:
     """The fields of llmlab's own type."""
+    section = section.saved()
     return {"peft_type": f"{OURS}{section.kind.upper()}", "section": section.model_dump(mode="json")}

@@ -85,8 +85,8 @@ def load_peft(folder: Path, model: Transformer, name: str) -> None:
         raise InputError(str(folder / WEIGHTS), "holds no tensor")
     try:
         if isinstance(config.section, VirtualAdapter):
+            tensors = vectors_of(tensors, model.architecture, config.section, config.layout == "peft")
             section: AdapterPart = config.section
-            tensors = vectors_of(tensors, model.architecture, section, config.layout == "peft")
         else:
             if config.layout == "peft":
                 tensors = _ours(tensors, plain_entries(model.architecture), str(folder / WEIGHTS))

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmlab.adapters.beginning import Pairs, VirtualAdapter, VirtualPart, sizes, turned
-from llmlab.adapters.part import Draw, normal, uniform
+from llmlab.adapters.part import AdapterPart, Draw, normal, uniform
 from llmlab.model.attention import Cache
 from llmlab.model.transformer import Architecture, Transformer
 
@@ -31,6 +31,9 @@ class Prefix(VirtualAdapter):
         None, gt=0, description="inner width of the network that makes them in training; null: trained as they are"
     )
     initial_std: float = Field(0.02, gt=0, description="standard deviation of the initial vectors")
+
+    def saved(self) -> AdapterPart:
+        return self.model_copy(update={"hidden": None})
 
     def part(self, model: Transformer, draw: Draw) -> VirtualPart:
         return PrefixPart(model.architecture, self, draw)

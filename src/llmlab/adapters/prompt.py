@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmlab.adapters.beginning import Pairs, VirtualAdapter, VirtualPart, row_of
-from llmlab.adapters.part import Draw, normal, uniform
+from llmlab.adapters.part import AdapterPart, Draw, normal, uniform
 from llmlab.errors import InputError
 from llmlab.model.attention import Cache
 from llmlab.model.rotary import LogN
@@ -54,6 +54,9 @@ class PTuning(_Prompt):
 
     kind: Literal["ptuning"] = "ptuning"
     hidden: int = Field(128, gt=0, description="inner width of the network")
+
+    def saved(self) -> AdapterPart:
+        return Prompt(tokens=self.tokens)
 
     def part(self, model: Transformer, draw: Draw) -> VirtualPart:
         return EncodedPromptPart(model.architecture.dim, self, draw)
@@ -94,7 +97,8 @@ class EncodedPromptPart(VirtualPart):
         self.E = nn.Parameter(torch.empty(section.tokens, dim))
         normal(self.E, 1.0, draw("E"))
         widths = (dim, section.hidden, section.hidden, dim)
-        for (weight, bias), inputs, outputs in zip(("Aa", "Cc", "Hh"), widths, widths[1:], strict=False):
+        names = (("A", "a"), ("C", "c"), ("H", "h"))
+        for (weight, bias), inputs, outputs in zip(names, widths[:-1], widths[1:], strict=True):
             self.register_parameter(weight, nn.Parameter(torch.empty(outputs, inputs)))
             self.register_parameter(bias, nn.Parameter(torch.zeros(outputs)))
             uniform(self.get_parameter(weight), 1 / math.sqrt(inputs), draw(weight))

@@ -30,8 +30,8 @@ class StoredLinear(QuantizedLinear):
     @classmethod
     def of(cls, groups: Groups, bias: Tensor | None = None) -> StoredLinear:
         """A copy of what may be a view of a mapped file."""
-        parts = (torch.from_numpy(part.copy()) for part in (groups.codes, groups.step, groups.least))
-        return cls(*parts, bias)
+        codes, step, least = (torch.from_numpy(part.copy()) for part in (groups.codes, groups.step, groups.least))
+        return cls(codes, step, least, bias)
 
     @property
     def weight(self) -> Tensor:
