@@ -173,17 +173,11 @@ def test_padding_on_either_side_changes_nothing(settings: dict[str, Any]) -> Non
 @apart
 def test_dropout_is_never_in_scoring(settings: dict[str, Any]) -> None:
     """Trap 30. The base is itself in training too, and scoring has no noise."""
-    section = section_of(settings)
-    if "dropout" not in type(section).model_fields:
-        section_dropout = settings
-    else:
-        section_dropout = settings | {"dropout": 0.5}
+    drops = "dropout" in type(section_of(settings)).model_fields
     base = logits(build(settings))
-    model = stir(put(build(settings), section_dropout))
-    model.train()
+    model = stir(put(build(settings), settings | ({"dropout": 0.5} if drops else {}))).train()
     assert torch.equal(logits(model), base)
-    noisy = not torch.equal(logits(model, "a"), logits(model, "a"))
-    assert noisy == ("dropout" in type(section).model_fields)
+    assert torch.equal(logits(model, "a"), logits(model, "a")) != drops
     model.eval()
     assert torch.equal(logits(model, "a"), logits(model, "a"))
 
@@ -255,10 +249,8 @@ def test_the_count_before_is_the_count_after_and_the_formula(settings: dict[str,
 
 @apart
 def test_a_table_of_roles_counts_it(settings: dict[str, Any]) -> None:
-    table = {
-        "policy": Role(adapter="policy", trained=True),
-        "critic": Role(adapter="critic", head="scalar", trained=True),
-    }
+    critic = Role(adapter="critic", head="scalar", trained=True)
+    table = {"policy": Role(adapter="policy", trained=True), "critic": critic}
     section, base = section_of(settings), build(settings)
     told = static_bytes(base.architecture, VOCABULARY, table, dict.fromkeys(("policy", "critic"), section))
     model = RoleModel(base, table, section, seed=0)
@@ -342,7 +334,7 @@ def test_what_no_weights_can_say_is_kept(settings: dict[str, Any]) -> None:
         plain_state(model)
 
 
-@pytest.mark.parametrize("below", VIRTUAL + [{"kind": "bottleneck"}], ids=name_of)
+@pytest.mark.parametrize("below", [*VIRTUAL, {"kind": "bottleneck"}], ids=name_of)
 @apart
 def test_any_goes_on_top_of_what_is_kept(settings: dict[str, Any], below: dict[str, Any]) -> None:
     """A base that keeps an adapter is a base: it is the reference, and what is trained on it settles too."""
@@ -468,9 +460,9 @@ def test_models_that_virtual_tokens_cannot_go_with_are_refused(
     settings: dict[str, Any], parts: dict[str, Any], problem: str
 ) -> None:
     if settings["kind"] == "prefix" and parts == {"mask": "bidirectional"}:
-        assert not torch.allclose(
-            logits(put(build(settings, **parts), settings), "a"), logits(build(settings, **parts))
-        )
+        base = build(settings, **parts)
+        before = logits(base)
+        assert not torch.allclose(logits(put(base, settings), "a"), before)
         return
     with pytest.raises(InputError, match=problem):
         put(build(settings, **parts), settings)
