@@ -30,7 +30,7 @@ VOCABULARY, D, F, LAYERS = 264, 64, 128, 2
 SMALL: dict[str, Any] = {"layers": LAYERS, "dim": D, "context": 32, "initial_std": 0.2}
 SMALL |= {"attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}, "feedforward": {"kind": "swiglu", "width": F}}
 MATRICES = LAYERS * (2 * D * D + 2 * D * D // 2 + 3 * D * F)  # weights in the linears of the blocks
-RSS = 1.5e9  # bytes of the whole process in a step of SmolLM2, the interpreter and PyTorch included
+RSS = 0.9e9  # bytes of the whole process in a step of SmolLM2, PyTorch and the mapped file included
 
 
 @pytest.fixture
@@ -83,23 +83,19 @@ def test_the_gradient_is_that_of_the_dense_weights(files: Path, kind: Any) -> No
     mine, theirs = adapter_parameters(few, "a"), adapter_parameters(dense, "a")
     for key in mine:
         assert mine[key].grad is not None
-        assert torch.allclose(
-            mine[key].grad, theirs[key].grad, rtol=1e-6, atol=1e-6 * float(theirs[key].grad.abs().max())
-        )
+        largest = float(theirs[key].grad.abs().max())
+        assert torch.allclose(mine[key].grad, theirs[key].grad, rtol=0, atol=1e-6 * largest)
     assert all(p.grad is None for name, p in few.named_parameters() if ".adapters." not in name)
 
 
 @pytest.mark.parametrize("kind", ["stored", "int8", "int4"])
 def test_no_dense_matrix_waits_for_the_backward_pass(files: Path, kind: Any) -> None:
     model = with_lora(hold(open_policy(files / "q4_1.gguf"), kind).model)
-    shapes = {module.codes.shape[0]: None for module in model.modules() if isinstance(module, QuantizedLinear)}
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         model(ids(), role="a").sum().backward()
-    matrices = {
-        (module.out_features, module.in_features) for module in model.modules() if isinstance(module, QuantizedLinear)
-    }
-    assert shapes
+    linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    matrices = {(linear.out_features, linear.in_features) for linear in linears}
     assert kept
     assert not [tensor.shape for tensor in kept if tuple(tensor.shape) in matrices | {(k, n) for n, k in matrices}]
 
@@ -168,8 +164,9 @@ torch.set_num_threads(1)
 model = hold(open_policy(sys.argv[1]), "stored").model
 add_adapter(model, "sft", LoRA(rank=16), 0)
 actor = Actor(model, "sft").train()
-ids = torch.randint(model.vocab_size, (2, 65), generator=torch.Generator().manual_seed(0))
-batch = Batch(ids[:, :-1], ids[:, 1:], Places.causal(2, 64))
+rows, length = json.loads(sys.argv[2])
+ids = torch.randint(model.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
+batch = Batch(ids[:, :-1], ids[:, 1:], Places.causal(rows, length))
 optimizer = AdamW(lr=1e-3).build(actor)
 NextToken()(actor, batch).sums["cross_entropy"].backward()
 optimizer.step()
@@ -184,7 +181,9 @@ print(json.dumps({
 
 def test_a_step_of_smollm2_on_its_four_bits_fits(smollm2: Path) -> None:
     """The base is 4.5 bits a weight as shipped (Q4_1; embedding Q8_0), and never more in memory."""
-    done = subprocess.run([sys.executable, "-c", STEP, str(smollm2)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, str(smollm2), "[1, 32]"], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     layers, dim, width, keys, words = 30, 576, 1536, 192, 49152
     matrices = layers * (2 * dim * dim + 2 * dim * keys + 3 * dim * width)

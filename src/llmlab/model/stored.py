@@ -6,12 +6,16 @@ N rows, K inputs, R = K / 32 groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.model.groups import GROUP, Groups
 from llmlab.model.quantized import QuantizedLinear
+
+_AT_ONCE = 1 << 22  # weights made dense at a time: those of a layer, where the head of a vocabulary is many layers
 
 
 class StoredLinear(QuantizedLinear):
@@ -36,6 +40,12 @@ class StoredLinear(QuantizedLinear):
     @property
     def weight(self) -> Tensor:
         return dense_groups(self.codes, self.step, self.least)
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        count = max(1, _AT_ONCE // self.in_features)
+        for first in range(0, self.out_features, count):
+            rows = slice(first, first + count)
+            yield rows, dense_groups(self.codes[rows], self.step[rows], self.least[rows])
 
     def groups(self) -> Groups | str:
         return Groups(self.codes.numpy(), self.step.numpy(), self.least.numpy())
