@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from llmlab.adapters.base import held_bytes, hold, rounded, undone
+from llmlab.adapters.count import base_bytes
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import open_policy
 from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.peft_format import save_adapter
+from llmlab.adapters.roles import Role, RoleModel, counted_bytes
 from llmlab.checkpoints import gguf
 from llmlab.checkpoints.bundle import Bundle, Stored
 from llmlab.checkpoints.native import save_model
@@ -114,6 +116,21 @@ def test_bytes_of_what_is_frozen_to_the_last(files: Path) -> None:
     assert held_bytes(with_lora(open_policy(files / "plain").model)) == 4 * (MATRICES + table) + norms
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["fp32", "stored", "int8", "int4"])
+def test_bytes_told_before_are_those_that_are_held(files: Path, kind: Any, tied: bool) -> None:
+    name = files / "q4_1.gguf"
+    if not tied:
+        name = files / "free.gguf"
+        gguf.write(name, parse(Architecture, SMALL | {"tied": False}).build(VOCABULARY, 0), _tokenizer(), "q4_1")
+    bundle = open_policy(name)
+    assert isinstance(bundle.made, Stored)
+    told = base_bytes(bundle.architecture, VOCABULARY, kind, bundle.made)
+    model = hold(bundle, kind).model
+    roles = RoleModel(model, {"policy": Role(adapter="policy", trained=True)}, LoRA(rank=2), seed=0)
+    assert told == held_bytes(with_lora(hold(open_policy(name), kind).model)) == counted_bytes(roles)["base"]
+
+
 @pytest.mark.parametrize("kind", ["stored", "int8", "int4"])
 def test_a_saved_adapter_opens_over_the_base_that_it_was_trained_on(files: Path, kind: Any) -> None:
     source = files / "q4_1.gguf"
@@ -151,6 +168,7 @@ def test_bases_that_cannot_be_held_so_are_refused(files: Path) -> None:
 STEP = """
 import json, resource, sys, torch
 from llmlab.adapters.base import held_bytes, hold
+from llmlab.adapters.count import base_bytes
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import open_policy
 from llmlab.adapters.part import add_adapter, adapter_parameters

@@ -165,11 +165,13 @@ def static_bytes(
     table: Mapping[str, Role],
     sections: Mapping[str, AdapterPart],
     moments: int = 2,
+    base_held: int | None = None,
 ) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state by cause, in float32, before anything is allocated.
 
     `sections` has the settings of each adapter in the table; `moments` is how many numbers the optimizer keeps for a
-    trained weight (AdamW 2). Activations are not static.
+    trained weight (AdamW 2). A base in fewer bits takes `base_held` bytes (`count.base_bytes`). Activations are not
+    static.
     """
     base, head = _sizes(architecture, vocab_size)
     adapters = {
@@ -181,7 +183,7 @@ def static_bytes(
     scalars = [role for role in table.values() if role.head == "scalar"]
     learning = sum(adapters[name] for name in trained) + head * sum(role.trained for role in scalars)
     return {
-        "base": 4 * _numbers(base),
+        "base": 4 * _numbers(base) if base_held is None else base_held,
         "adapters": 4 * sum(adapters.values()),
         "heads": 4 * head * len(scalars),
         "gradients": 4 * learning,
@@ -203,8 +205,9 @@ def counted_bytes(model: RoleModel) -> dict[str, int]:
     """What `model` holds now, under the causes of `static_bytes`; the optimizer's own state is not its to count."""
     adapters = [p for name in adapter_names(model.base) for p in adapter_parameters(model.base, name).values()]
     inside = {id(parameter) for parameter in adapters}
+    held = {tensor.data_ptr(): tensor for tensor in (*model.base.parameters(), *model.base.buffers())}
     return {
-        "base": _bytes(p for p in model.base.parameters() if id(p) not in inside),
+        "base": _bytes(tensor for tensor in held.values() if id(tensor) not in inside),
         "adapters": _bytes(adapters),
         "heads": _bytes(model.heads.parameters()),
         "gradients": _bytes(p.grad for p in model.parameters() if p.grad is not None),

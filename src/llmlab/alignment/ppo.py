@@ -18,7 +18,7 @@ from llmlab.adapters.opening import base_of
 from llmlab.adapters.part import adapter_names, adapter_section, add_adapter, copy_adapter
 from llmlab.adapters.peft_config import read_config
 from llmlab.adapters.peft_format import load_head, load_peft, save_adapter
-from llmlab.adapters.roles import RoleModel, Roles, separate_bytes, static_bytes
+from llmlab.adapters.roles import RoleModel, Roles, counted_bytes, separate_bytes, static_bytes
 from llmlab.alignment.outcome import (
     HELD_OUT,
     SMALLEST,
@@ -130,8 +130,9 @@ def ppo(section: PPO, base: Bundle, reward_folder: Path, out: Path, session: Ses
         for role in ("reference", "policy")
     )
     adapters = {name: adapter_section(model.base, name) for name in adapter_names(model.base)}
-    figures["static_bytes"] = static_bytes(base.architecture, base.model.vocab_size, model.table, adapters)
-    figures["separate_bytes"] = separate_bytes(base.architecture, base.model.vocab_size, model.table)
+    words, held_in = model.base.vocab_size, counted_bytes(model)["base"]
+    figures["static_bytes"] = static_bytes(base.architecture, words, model.table, adapters, base_held=held_in)
+    figures["separate_bytes"] = separate_bytes(base.architecture, words, model.table)
     return figures | before_and_after(before, after, session.seed)
 
 
