@@ -259,7 +259,7 @@ def test_a_model_opens_without_what_only_training_and_measuring_need(folder: Pat
     done = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert {"torch", "llmlab.inference.batching"} <= loaded
-    apart = ("llmlab.adapters.lora", "llmlab.stages", "llmlab.compression", "llmlab.evaluation", "llmlab.data", "rich")
+    apart = ("llmlab.adapters.part", "llmlab.stages", "llmlab.compression", "llmlab.evaluation", "llmlab.data", "rich")
     assert not loaded & set(apart)
 
 

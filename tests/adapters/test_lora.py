@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmlab.adapters.lora import (
-    LoRA,
-    LoRALinear,
+from llmlab.adapters.adapted import AdaptedLinear, adapted_linears
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.merging import merge
+from llmlab.adapters.part import (
     adapter_names,
     adapter_parameters,
-    add_lora,
+    add_adapter,
     copy_adapter,
     load_adapter,
-    lora_linears,
-    merge,
     train_only,
 )
 from llmlab.errors import InputError, LlmlabError
@@ -58,8 +57,8 @@ def test_a_fresh_adapter_changes_nothing_and_an_unknown_role_is_the_base() -> No
     ids = some_ids()
     before = logits(build(), ids)
     model = build()
-    add_lora(model, "policy", LoRA(rank=4), seed=0)
-    assert len(list(lora_linears(model))) == 2 * 7
+    add_adapter(model, "policy", LoRA(rank=4), seed=0)
+    assert len(adapted_linears(model)) == 2 * 7
     assert torch.equal(logits(model, ids, "policy"), before)
     stir(model, "policy")
     assert not torch.allclose(logits(model, ids, "policy"), before)
@@ -71,9 +70,9 @@ def test_the_adapter_is_the_written_formula() -> None:
     base = Linear(6, 5, bias=True)
     torch.nn.init.normal_(base.weight)
     model = build()
-    add_lora(model, "a", LoRA(rank=3, alpha=12.0), seed=0)
+    add_adapter(model, "a", LoRA(rank=3, alpha=12.0), seed=0)
     stir(model, "a")
-    _, linear = next(lora_linears(model))
+    _, linear = adapted_linears(model)[0]
     part = linear.adapters["a"]
     x = torch.randn(4, 2, 32, generator=generator(0, "x"))
     expected = x @ linear.base.weight.T + 12.0 / 3 * (x @ part.A.T) @ part.B.T
@@ -82,7 +81,7 @@ def test_the_adapter_is_the_written_formula() -> None:
 
 def test_initial_numbers_are_peft_like_and_keyed_by_seed_name_and_place() -> None:
     model = build()
-    add_lora(model, "a", LoRA(rank=64), seed=0)
+    add_adapter(model, "a", LoRA(rank=64), seed=0)
     first = {key: p.detach().clone() for key, p in adapter_parameters(model, "a").items()}
     a = first["blocks.0.attention.query.A"]
     bound = (1 / 32) ** 0.5  # Kaiming uniform, a = sqrt 5: gain sqrt(1/3), bound gain * sqrt(3 / fan_in)
@@ -92,11 +91,11 @@ def test_initial_numbers_are_peft_like_and_keyed_by_seed_name_and_place() -> Non
     assert not torch.equal(a, first["blocks.1.attention.query.A"])
 
     other = build()
-    add_lora(other, "z", LoRA(rank=2), seed=0)
-    add_lora(other, "a", LoRA(rank=64), seed=0)  # another adapter beside it moves nothing
+    add_adapter(other, "z", LoRA(rank=2), seed=0)
+    add_adapter(other, "a", LoRA(rank=64), seed=0)  # another adapter beside it moves nothing
     assert all(torch.equal(p, first[key]) for key, p in adapter_parameters(other, "a").items())
     again = build()
-    add_lora(again, "a", LoRA(rank=64), seed=1)
+    add_adapter(again, "a", LoRA(rank=64), seed=1)
     assert not torch.equal(adapter_parameters(again, "a")["blocks.0.attention.query.A"], a)
 
 
@@ -105,7 +104,7 @@ def test_initial_numbers_are_peft_like_and_keyed_by_seed_name_and_place() -> Non
 def test_each_row_has_its_own_role(roles: list[str | None]) -> None:
     model = build()
     for name in ("a", "b"):
-        add_lora(model, name, LoRA(rank=2), seed=0)
+        add_adapter(model, name, LoRA(rank=2), seed=0)
         stir(model, name)
     ids = some_ids(len(roles))
     mixed = logits(model, ids, tuple(roles))
@@ -115,7 +114,7 @@ def test_each_row_has_its_own_role(roles: list[str | None]) -> None:
 
 def test_as_many_roles_as_rows() -> None:
     model = build()
-    add_lora(model, "a", LoRA(), seed=0)
+    add_adapter(model, "a", LoRA(), seed=0)
     with pytest.raises(ValueError, match="2 roles for 3 rows"):
         model(some_ids(3), role=("a", "a"))
 
@@ -123,7 +122,7 @@ def test_as_many_roles_as_rows() -> None:
 def test_training_moves_the_named_adapter_and_nothing_else() -> None:
     model = build()
     for name in ("a", "b"):
-        add_lora(model, name, LoRA(rank=2), seed=0)
+        add_adapter(model, name, LoRA(rank=2), seed=0)
         stir(model, name)
     train_only(model, ["a"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -140,7 +139,7 @@ def test_dropout_is_the_adapters_own_and_off_in_scoring() -> None:
     """Trap 30: the reference is the base exactly, dropout or not."""
     model = build()
     base = logits(model, some_ids())
-    add_lora(model, "a", LoRA(rank=2, dropout=0.5), seed=0)
+    add_adapter(model, "a", LoRA(rank=2, dropout=0.5), seed=0)
     stir(model, "a")
     model.train()
     assert not torch.equal(logits(model, some_ids(), "a"), logits(model, some_ids(), "a"))
@@ -151,24 +150,24 @@ def test_dropout_is_the_adapters_own_and_off_in_scoring() -> None:
 
 def test_targets_by_ending() -> None:
     model = build()
-    add_lora(model, "a", LoRA(targets=("query", "attention.value")), seed=0)
-    paths = [path for path, _ in lora_linears(model)]
+    add_adapter(model, "a", LoRA(targets=("query", "attention.value")), seed=0)
+    paths = [path for path, _ in adapted_linears(model)]
     assert paths == [f"blocks.{i}.attention.{part}" for i in range(2) for part in ("query", "value")]
     with pytest.raises(InputError, match=r"no linear ends in 'q_proj'.*attention\.query"):
-        add_lora(build(), "a", LoRA(targets=("q_proj",)), seed=0)
+        add_adapter(build(), "a", LoRA(targets=("q_proj",)), seed=0)
     with pytest.raises(InputError, match="has an adapter 'a' already"):
-        add_lora(model, "a", LoRA(), seed=0)
+        add_adapter(model, "a", LoRA(), seed=0)
 
 
 @settings(deadline=None, max_examples=10)
 @given(rank=st.integers(1, 9), alpha=st.floats(0.5, 40), seed=st.integers(0, 99))
 def test_merging_keeps_the_logits_and_restores_the_plain_tree(rank: int, alpha: float, seed: int) -> None:
     model = build(seed)
-    add_lora(model, "a", LoRA(rank=rank, alpha=alpha), seed=0)
+    add_adapter(model, "a", LoRA(rank=rank, alpha=alpha), seed=0)
     stir(model, "a", seed)
     ids = some_ids()
     with_adapter = logits(model, ids, "a")
-    difference = merge(model, "a")
+    difference = merge(model, "a").difference
     assert difference < 1e-3
     assert torch.allclose(logits(model, ids), with_adapter, atol=1e-3)
     assert adapter_names(model) == []
@@ -178,19 +177,19 @@ def test_merging_keeps_the_logits_and_restores_the_plain_tree(rank: int, alpha: 
 def test_merging_one_of_two_leaves_the_other_on() -> None:
     model = build()
     for name in ("a", "b"):
-        add_lora(model, name, LoRA(rank=2), seed=0)
+        add_adapter(model, name, LoRA(rank=2), seed=0)
         stir(model, name)
     merge(model, "a")
     assert adapter_names(model) == ["b"]
-    assert all(isinstance(linear, LoRALinear) for _, linear in lora_linears(model))
+    assert all(isinstance(linear, AdaptedLinear) for _, linear in adapted_linears(model))
 
 
 def test_a_merge_that_rounding_spoils_is_refused_and_undone() -> None:
     """Trap 42: bfloat16 weights lose a small adapter; the merge says so instead of doing it."""
     model = build().to(torch.bfloat16)
-    add_lora(model, "a", LoRA(rank=2), seed=0)
+    add_adapter(model, "a", LoRA(rank=2), seed=0)
     model.float()
-    for _, linear in lora_linears(model):
+    for _, linear in adapted_linears(model):
         linear.base.to(torch.bfloat16)
         linear.base.forward = lambda x, role=None, w=linear.base: x @ w.weight.float().T  # type: ignore[method-assign]
     stir(model, "a")
@@ -205,7 +204,7 @@ def test_a_merge_that_rounding_spoils_is_refused_and_undone() -> None:
 
 def test_adapters_of_other_shapes_or_names_are_refused() -> None:
     model = build()
-    add_lora(model, "a", LoRA(rank=2), seed=0)
+    add_adapter(model, "a", LoRA(rank=2), seed=0)
     good = {key: p.detach().clone() for key, p in adapter_parameters(model, "a").items()}
     key = "blocks.0.attention.query.A"
     with pytest.raises(InputError, match=r"query\.A is missing"):
@@ -219,7 +218,7 @@ def test_adapters_of_other_shapes_or_names_are_refused() -> None:
 def test_copy() -> None:
     model = build()
     for name in ("a", "b"):
-        add_lora(model, name, LoRA(rank=2), seed=0)
+        add_adapter(model, name, LoRA(rank=2), seed=0)
     stir(model, "a")
     copy_adapter(model, "a", "b")
     ids = some_ids()
@@ -234,7 +233,7 @@ def test_cached_decoding_with_roles() -> None:
     from llmlab.inference.sampling import Sampling
 
     model = build()
-    add_lora(model, "a", LoRA(rank=2), seed=0)
+    add_adapter(model, "a", LoRA(rank=2), seed=0)
     stir(model, "a")
     done = generate(model, [[1, 2, 3], [4, 5]], Sampling(max_new_tokens=6), [], [7, 8], role=("a", None))
     for prompt, role, completion in zip([[1, 2, 3], [4, 5]], ["a", None], done, strict=True):
@@ -250,7 +249,7 @@ def test_a_fresh_adapter_takes_the_models_mode() -> None:
     """Dropout must not be on in a model that is only looked at."""
     for training in (True, False):
         model = build().train(training)
-        add_lora(model, "a", LoRA(rank=2, dropout=0.5), seed=0)
+        add_adapter(model, "a", LoRA(rank=2, dropout=0.5), seed=0)
         assert all(module.training == training for module in model.modules())
 
 
@@ -262,8 +261,8 @@ def test_over_quantised_weights() -> None:
             linear = getattr(block.attention, part)
             setattr(block.attention, part, Int8Linear.of(linear.weight))
     base = logits(model, some_ids())
-    add_lora(model, "a", LoRA(rank=2), seed=0)
-    assert len(list(lora_linears(model))) == 2 * 7
+    add_adapter(model, "a", LoRA(rank=2), seed=0)
+    assert len(adapted_linears(model)) == 2 * 7
     assert torch.equal(logits(model, some_ids(), "a"), base)
     stir(model, "a")
     model(some_ids(), role="a").square().mean().backward()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora
+from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import base_of, open_policy
+from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.peft_format import CONFIG, save_adapter
 from llmlab.checkpoints.native import save_model
 from llmlab.errors import InputError
@@ -36,7 +37,7 @@ def logits(model: Transformer, role: str | None = None) -> Tensor:
 
 def on_top(model: Transformer, folder: Path, base: Path, seed: int, head: ScalarHead | None = None) -> Tensor:
     """Write a stage with an adapter over `base`; the logits it should have."""
-    add_lora(model, "new", LoRA(rank=2), seed=0)
+    add_adapter(model, "new", LoRA(rank=2), seed=0)
     with torch.no_grad():
         for key, parameter in adapter_parameters(model, "new").items():
             parameter.normal_(0, 0.1, generator=generator(seed, key))

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
-from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora, merge
+from llmlab.adapters.kinds import Adapter
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.merging import merge, settle
+from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.peft_format import CONFIG, WEIGHTS, load_head, load_peft, read_config, save_adapter
 from llmlab.checkpoints.native import read_safetensors, write_safetensors
 from llmlab.errors import InputError
 from llmlab.families.mapping import family_of, to_hf
 from llmlab.model.heads import ScalarHead
 from llmlab.model.transformer import Architecture, Transformer
-from llmlab.recipe import parse
+from llmlab.recipe import Section, parse
 from llmlab.runtime import generator
 
 VOCABULARY = 40
@@ -37,11 +41,18 @@ def build(**parts: Any) -> Transformer:
 
 
 def with_adapter(model: Transformer, name: str = "a", **settings: Any) -> Transformer:
-    add_lora(model, name, LoRA(rank=3, alpha=5.0, **settings), seed=0)
+    add_adapter(model, name, LoRA(rank=3, alpha=5.0, **settings), seed=0)
     with torch.no_grad():
         for key, parameter in adapter_parameters(model, name).items():
             parameter.normal_(0, 0.1, generator=generator(1, name, key))
     return model
+
+
+@torch.no_grad()
+def stir(model: Transformer, name: str) -> None:
+    """Other numbers than the fresh ones."""
+    for key, parameter in adapter_parameters(model, name).items():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator(1, name, key)))
 
 
 def in_transformers(model: Transformer) -> Any:
@@ -56,6 +67,104 @@ def in_transformers(model: Transformer) -> Any:
     assert set(missing) <= {"lm_head.weight"}
     theirs.tie_weights()
     return theirs.eval()
+
+
+# Every kind that peft has, ours and peft's settings of it.
+THEIRS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "rslora": ({"kind": "lora", "rank": 3, "scaling": "root_rank"}, "LoraConfig", {"r": 3, "use_rslora": True}),
+    "dora": ({"kind": "dora", "rank": 3}, "LoraConfig", {"r": 3, "use_dora": True}),
+    "ia3": ({"kind": "ia3"}, "IA3Config", {"feedforward_modules": ["down_proj"]}),
+    "prefix": ({"kind": "prefix", "tokens": 3}, "PrefixTuningConfig", {"num_virtual_tokens": 3}),
+    "prefix network": (
+        {"kind": "prefix", "tokens": 3, "hidden": 5},
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 5},
+    ),
+    "prompt": ({"kind": "prompt", "tokens": 3}, "PromptTuningConfig", {"num_virtual_tokens": 3}),
+    "ptuning": (
+        {"kind": "ptuning", "tokens": 3, "hidden": 5},
+        "PromptEncoderConfig",
+        {"num_virtual_tokens": 3, "encoder_hidden_size": 5},
+    ),
+}
+TARGETS = {"LoraConfig": ["q_proj", "k_proj", "down_proj"], "IA3Config": ["k_proj", "v_proj", "down_proj"]}
+
+
+class Holding(Section):
+    adapter: Adapter
+
+
+def of_text(logits: Tensor) -> Tensor:
+    """Without those of virtual tokens, which peft answers too."""
+    return logits[:, -ids().shape[1] :]
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_interleaved"])
+@pytest.mark.parametrize("kind", THEIRS)
+def test_peft_opens_every_kind_of_ours_with_equal_logits(tmp_path: Path, kind: str, position: str) -> None:
+    from peft import PeftModel
+
+    parts = {"position": position, "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}}
+    model, theirs = build(**parts), in_transformers(build(**parts))
+    add_adapter(model, "a", parse(Holding, {"adapter": THEIRS[kind][0]}).adapter, seed=0)
+    stir(model, "a")
+    save_adapter(tmp_path / "adapter", model, "a", base="base", layout="peft")
+    with torch.no_grad():
+        plain, ours = theirs(ids()).logits, model(ids(), role="a")
+        opened = of_text(PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()(ids()).logits)
+    assert not torch.allclose(plain, opened, atol=1e-2)
+    assert torch.allclose(ours, opened, atol=1e-4)
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_interleaved"])
+@pytest.mark.parametrize("kind", THEIRS)
+def test_ours_opens_every_kind_of_pefts_with_equal_logits(tmp_path: Path, kind: str, position: str) -> None:
+    import peft
+
+    parts = {"position": position, "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}}
+    model, (_, name, settings) = build(**parts), THEIRS[kind]
+    if name in TARGETS:
+        settings = settings | {"target_modules": TARGETS[name]}
+    torch.manual_seed(0)
+    config = getattr(peft, name)(task_type="CAUSAL_LM", **settings)
+    theirs = peft.get_peft_model(in_transformers(model), config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    theirs.save_pretrained(str(tmp_path))
+    edited = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(edited | {"base_model_name_or_path": "somewhere"}))
+    load_peft(tmp_path, model, "a")
+    if "network" not in kind and kind != "ptuning":  # of which the vectors alone are saved
+        of_text(theirs(ids()).logits).square().sum().backward()
+        model(ids(), role="a").square().sum().backward()
+        of_theirs = get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None])
+        of_ours = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        assert torch.allclose(of_ours, of_theirs, rtol=1e-4)
+    with torch.no_grad():
+        expected = of_text(theirs(ids()).logits)
+        assert torch.allclose(model(ids(), role="a"), expected, atol=1e-4)
+        settle(model, "a")
+        assert torch.allclose(model(ids()), expected, atol=1e-3)
+
+
+def test_what_peft_has_not_or_would_compute_otherwise_is_llmlabs_own(tmp_path: Path) -> None:
+    learned = build(position="learned", norm="layernorm")
+    for model, settings in ((build(), {"kind": "bottleneck"}), (learned, {"kind": "prompt", "tokens": 3})):
+        add_adapter(model, "a", parse(Holding, {"adapter": settings}).adapter, seed=0)
+        with pytest.raises(InputError, match="peft"):
+            save_adapter(tmp_path / "a", model, "a", base="base", layout="peft")
+        save_adapter(tmp_path / "a", model, "a", base="base")
+        assert json.loads((tmp_path / "a" / CONFIG).read_text())["peft_type"].startswith("LLMLAB_")
+
+
+def test_pefts_virtual_tokens_before_learned_positions_are_refused(tmp_path: Path) -> None:
+    model = build()
+    add_adapter(model, "a", parse(Holding, {"adapter": {"kind": "prompt", "tokens": 3}}).adapter, seed=0)
+    save_adapter(tmp_path / "a", model, "a", base="base")
+    with pytest.raises(InputError, match="it would move positions that are no rope"):
+        load_peft(tmp_path / "a", build(position="learned"), "a")
 
 
 def ids() -> Tensor:
@@ -142,11 +251,12 @@ def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"use_dora": True}, "use_dora True is not read"),
-        ({"use_rslora": True}, "use_rslora"),
+        ({"use_dora": True}, "magnitude is missing"),
+        ({"lora_bias": True}, "lora_bias True is not read"),
+        ({"base_weights": "nf4"}, "base_weights 'nf4' is not known"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias 'all'"),
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"peft_type": "VERA"}, "peft_type 'VERA' is not read"),
         ({"r": 0}, "rank"),
         ({"base_model_name_or_path": None}, "names no base"),
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab.adapters.lora import LoRA, adapter_parameters
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import adapter_parameters
 from llmlab.adapters.roles import Role, RoleModel, Roles, counted_bytes, separate_bytes, static_bytes
 from llmlab.errors import InputError
 from llmlab.model.places import Places

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.roles import Actor, Role, RoleModel
 from llmlab.alignment.preference import DPOObjective, ReferredPairs, reference_logprobs
 from llmlab.alignment.reward import PreferenceObjective, pair_scores, standardise
@@ -131,7 +132,7 @@ def test_an_untrained_head_is_not_divided_by_zero() -> None:
 
 def actor() -> Actor:
     base = build()
-    add_lora(base, "policy", LoRA(rank=2, dropout=0.5), seed=0)
+    add_adapter(base, "policy", LoRA(rank=2, dropout=0.5), seed=0)
     return Actor(base, "policy")
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab.adapters.lora import LoRA, adapter_parameters
+from llmlab.adapters.base import hold
+from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import open_policy
-from llmlab.adapters.peft_format import save_adapter
+from llmlab.adapters.part import adapter_parameters
+from llmlab.adapters.peft_format import load_peft, save_adapter
 from llmlab.alignment.ppo import PPO, ppo, roles_of
 from llmlab.alignment.preference import DPO, dpo
 from llmlab.alignment.reward import Reward, reward
@@ -22,6 +24,7 @@ from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import save_model
 from llmlab.data import tasks
 from llmlab.errors import InputError, Stopped
+from llmlab.language_model.opening import load
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import parse
@@ -70,8 +73,15 @@ def stages(run: Path) -> dict[str, Stage]:
     judge = parse(Reward, {"data": TASKS, "adapter": {"rank": 2, "dropout": 0.3}, **SMALL})
     direct = parse(DPO, {"data": TASKS, **SMALL})
     whole = parse(DPO, {"data": TASKS, "adapter": None, **SMALL})
+    few = {"adapter": "ptuning", "base_weights": "int8"}
+    encoded = parse(SFT, {"data": TASKS, "max_new_tokens": 4, **few, **SMALL})
+    frozen = parse(SFT, {"data": TASKS, "max_new_tokens": 4, "adapter": "freeze", **SMALL})
+    narrow = parse(DPO, {"data": TASKS, "adapter": {"kind": "bottleneck", "dropout": 0.3}, **SMALL})
     rl = parse(PPO, RL)
     return {
+        "sft-ptuning-int8": lambda base, out, session: sft(encoded, base, out, session),
+        "sft-freeze": lambda base, out, session: sft(frozen, base, out, session),
+        "dpo-bottleneck": lambda base, out, session: dpo(narrow, base, out, session),
         "sft": lambda base, out, session: sft(tuned, base, out, session),
         "sft-lora": lambda base, out, session: sft(lora, base, out, session),
         "reward": lambda base, out, session: reward(judge, base, out, session),
@@ -93,7 +103,10 @@ class StopAfter(StopFlag):
         return self.left < 0
 
 
-@pytest.mark.parametrize("name", ["sft", "sft-lora", "reward", "dpo", "dpo-whole", "ppo", "ppo bf16"])
+RESUMED = ["sft", "sft-lora", "reward", "dpo", "dpo-whole", "ppo", "ppo bf16"]
+
+
+@pytest.mark.parametrize("name", [*RESUMED, "sft-ptuning-int8", "sft-freeze", "dpo-bottleneck"])
 def test_stopped_at_every_step_it_is_the_unbroken_run(run: Path, name: str) -> None:
     """Traps 36 to 40: files and figures of a stage stopped after each step equal those of one that ran through."""
     stage = stages(run)[name.split()[0]]
@@ -139,6 +152,54 @@ def test_lora_sft_leaves_the_base_and_opens_merged(run: Path, tmp_path: Path) ->
     with torch.no_grad():
         assert torch.allclose(opened(ids), base.model(ids, role="sft"), atol=1e-4)
         assert not torch.allclose(opened(ids), base.model(ids), atol=1e-3)
+
+
+def test_what_cannot_be_merged_is_opened_as_it_was_trained(run: Path, tmp_path: Path) -> None:
+    """Virtual tokens over an int8 base: the folder opens to what the stage measured, and goes on from there."""
+    settings = {"adapter": {"kind": "prefix", "tokens": 3}, "base_weights": "int8", "max_new_tokens": 4}
+    base = open_policy(run / "sft")
+    sft(parse(SFT, {"data": TASKS, **settings, **SMALL}), base, run / "prefix", Session())
+    trained = hold(open_policy(run / "sft"), "int8").model
+    load_peft(run / "prefix" / "adapter", trained, "a")
+    opened, ids = open_policy(run / "prefix"), torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.allclose(opened.model(ids), trained(ids, role="a"), atol=1e-5)
+        assert not torch.allclose(opened.model(ids), base.model(ids), atol=1e-3)
+    assert load(run / "prefix", "auto").why.endswith("plain path: its texts begin with virtual tokens")
+    with pytest.raises(InputError, match="keeps an adapter that is no weights"):
+        sft(parse(SFT, {"data": TASKS, **SMALL}), open_policy(run / "prefix"), tmp_path / "whole", Session())
+    on_top = parse(DPO, {"data": TASKS, "adapter": {"rank": 2}, **SMALL})
+    dpo(on_top, open_policy(run / "prefix"), run / "on-top", Session())
+    with torch.no_grad():
+        assert open_policy(run / "on-top").model(ids).shape == (1, 9, opened.model.vocab_size)
+    said = load(run / "on-top").generate("copy", max_new_tokens=3, temperature=0)
+    assert said == load(run / "on-top").generate("copy", max_new_tokens=3, temperature=0)
+
+
+@pytest.mark.parametrize("kind", ["dora", "prompt"])
+def test_ppo_with_other_adapters_on_an_int8_base(run: Path, kind: str) -> None:
+    """Sampler and scorer agree at the first step, so every role sees the same model in both."""
+    few = {"adapter": kind, "base_weights": "int8"}
+    judge = parse(Reward, {"data": TASKS, **few, **SMALL})
+    reward(judge, open_policy(run / "sft"), run / f"reward-{kind}", Session())
+    section = parse(PPO, RL | few | {"training": FAST | {"steps": 4}})
+    ppo(section, open_policy(run / "sft"), run / f"reward-{kind}", run / f"ppo-{kind}", Session())
+    first = json.loads((run / f"ppo-{kind}" / "figures.jsonl").read_text().splitlines()[0])
+    assert first["clip_fraction"] == 0
+    assert first["sampler_mismatch_max"] < 1e-4
+    open_policy(run / f"ppo-{kind}")
+    with pytest.raises(InputError, match=r"trained on a base in int8, the policy's is in fp32.*base_weights=int8"):
+        ppo(parse(PPO, RL), open_policy(run / "sft"), run / f"reward-{kind}", run / "never", Session())
+
+
+def test_codes_do_not_learn() -> None:
+    for section in (SFT, DPO):
+        for adapter in (None, "bitfit", "freeze"):
+            with pytest.raises(InputError, match="base_weights int4: codes cannot learn"):
+                parse(section, {"adapter": adapter, "base_weights": "int4"})
+    for role in (Reward, PPO):
+        with pytest.raises(InputError, match="bitfit trains the base itself"):
+            parse(role, {"adapter": "bitfit"})
 
 
 def test_the_reward_stage_reports_accuracy_with_interval_and_by_tag(run: Path, tmp_path: Path) -> None:
@@ -209,10 +270,10 @@ def test_a_reward_model_on_another_base_is_refused(run: Path, tmp_path: Path) ->
 
 
 def test_a_plain_adapter_is_no_reward_model(run: Path, tmp_path: Path) -> None:
-    from llmlab.adapters.lora import add_lora
+    from llmlab.adapters.part import add_adapter
 
     base = open_policy(run / "sft")
-    add_lora(base.model, "x", LoRA(rank=2), 0)
+    add_adapter(base.model, "x", LoRA(rank=2), 0)
     save_adapter(run / "plain" / "adapter", base.model, "x", run / "sft")
     with pytest.raises(InputError, match="only reward models have a scalar head"):
         ppo(parse(PPO, RL), open_policy(run / "sft"), run / "plain", tmp_path / "ppo", Session())

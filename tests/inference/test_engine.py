@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import add_adapter
 from llmlab.errors import InputError, LlmlabError
 from llmlab.inference.cache import PromptCache
 from llmlab.inference.engine import Completion, _closed_up, generate, stream
@@ -216,7 +217,7 @@ def test_each_row_keeps_its_role_when_others_leave() -> None:
 def test_rows_of_several_adapters_answer_as_each_adapter_alone() -> None:
     model = tiny()
     for seed, name in enumerate(("a", "b")):
-        add_lora(model, name, LoRA(rank=2, alpha=64), seed)
+        add_adapter(model, name, LoRA(rank=2, alpha=64), seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):

@@ -1,7 +1,9 @@
-"""What a path opens to: a model, a stage folder, a whole run, or an adapter followed to its base and merged.
+"""What a path opens to: a model, a stage folder, a whole run, or an adapter followed to its base and merged into it.
+
+What weights alone cannot say (virtual tokens, bottlenecks) is kept on the model, whatever the role.
 
 RUN/                the furthest policy that is finished: ppo, dpo, sft, pretrain, rope
-RUN/sft/            model/ as it is, or adapter/ merged into what it names as its base
+RUN/sft/            model/ as it is, or adapter/ on what it names as its base
 RUN/sft/adapter/    the same; a base is a path relative to the adapter's folder, or a known name
 smollm2, x.gguf     whatever checkpoints.where opens
 
@@ -21,7 +23,8 @@ POLICIES = ("ppo", "dpo", "sft", "pretrain", "rope")
 
 
 def open_policy(name_or_path: str | Path) -> Bundle:
-    """The language model behind a name, a model, a stage folder, an adapter, or a run folder; float32, adapters merged.
+    """The language model behind a name, a model, a stage folder, an adapter, or a run folder; float32, adapters merged,
+    or kept where no weights can say them.
 
     `origin` is what was asked for, so that what is trained on top can name it as its base.
     Errors: InputError for a run without a finished policy, a reward model, a base that is missing or in a circle.
@@ -37,7 +40,7 @@ def origin_of(name_or_path: str | Path) -> str:
 
 def base_of(adapter: Path) -> str:
     """The origin of an adapter's base."""
-    from llmlab.adapters.peft_format import read_config
+    from llmlab.adapters.peft_config import read_config
 
     base = read_config(adapter).base
     inside = (adapter / base).resolve()
@@ -57,7 +60,7 @@ def _open(name_or_path: str | Path, chain: tuple[str, ...]) -> Bundle:
         raise InputError(here, "is its own base", " -> ".join([*chain[chain.index(here) :], here]))
     chain = (*chain, here)
     if (folder / ADAPTER).is_file():
-        return _merged(folder, chain)
+        return _with_adapter(folder, chain)
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return _open(folder / part, chain)
@@ -76,14 +79,15 @@ def last_policy(run: Path) -> Path:
     raise InputError(str(run), "no stage that makes a policy is finished yet", f"looked for {', '.join(POLICIES)}")
 
 
-def _merged(adapter: Path, chain: tuple[str, ...]) -> Bundle:
-    from llmlab.adapters.lora import merge
-    from llmlab.adapters.peft_format import HEAD, load_peft
+def _with_adapter(adapter: Path, chain: tuple[str, ...]) -> Bundle:
+    from llmlab.adapters.base import rounded
+    from llmlab.adapters.merging import settle
+    from llmlab.adapters.peft_format import HEAD, load_peft, read_config
 
     if (adapter / HEAD).is_file():
         raise InputError(str(adapter), "is a reward model, not a language model", "open its base, or a policy")
-    base = _open(base_of(adapter), chain)
+    base = rounded(_open(base_of(adapter), chain), read_config(adapter).base_weights)
     load_peft(adapter, base.model, "merged")
-    merge(base.model, "merged")
+    settle(base.model, "merged")
     base.model.requires_grad_()
     return base

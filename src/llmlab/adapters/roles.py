@@ -13,7 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmlab.adapters.lora import LoRA, adapter_names, adapter_parameters, add_lora, target_paths, train_only
+from llmlab.adapters.count import trained_parameters
+from llmlab.adapters.part import AdapterPart, adapter_names, adapter_parameters, add_adapter, train_only
 from llmlab.errors import InputError, unknown
 from llmlab.model.attention import Cache
 from llmlab.model.heads import ScalarHead
@@ -61,13 +62,13 @@ class RoleModel(nn.Module):
     Fresh adapters are keyed by (seed, name), scalar heads start at zero: an untrained value or score is 0.
     """
 
-    def __init__(self, base: Transformer, table: Mapping[str, Role], lora: LoRA, seed: int) -> None:
+    def __init__(self, base: Transformer, table: Mapping[str, Role], fresh: AdapterPart, seed: int) -> None:
         super().__init__()
         self.base = base
         self.table = dict(table)
         for adapter in sorted({role.adapter for role in table.values() if role.adapter is not None}):
             if adapter not in adapter_names(base):
-                add_lora(base, adapter, lora, seed)
+                add_adapter(base, adapter, fresh, seed)
         device = next(base.parameters()).device
         self.heads = nn.ModuleDict(
             {
@@ -164,22 +165,30 @@ class Actor(nn.Module):
 
 
 def static_bytes(
-    architecture: Architecture, vocab_size: int, table: Mapping[str, Role], loras: Mapping[str, LoRA], moments: int = 2
+    architecture: Architecture,
+    vocab_size: int,
+    table: Mapping[str, Role],
+    sections: Mapping[str, AdapterPart],
+    moments: int = 2,
+    base_held: int | None = None,
 ) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state by cause, in float32, before anything is allocated.
 
-    `loras` has the settings of each adapter in the table; `moments` is how many numbers the optimizer keeps a trained
-    weight (AdamW 2). Activations are not static.
+    `sections` has the settings of each adapter in the table; `moments` is how many numbers the optimizer keeps for a
+    trained weight (AdamW 2). A base in fewer bits takes `base_held` bytes (`count.base_bytes`). Activations are not
+    static.
     """
     base, head = _sizes(architecture, vocab_size)
     adapters = {
-        role.adapter: adapter_size(base, loras[role.adapter]) for role in table.values() if role.adapter is not None
+        name: trained_parameters(sections[name], architecture, vocab_size)
+        for name in {role.adapter: None for role in table.values()}
+        if name is not None
     }
     trained = {role.adapter for role in table.values() if role.trained and role.adapter is not None}
     scalars = [role for role in table.values() if role.head == "scalar"]
     learning = sum(adapters[name] for name in trained) + head * sum(role.trained for role in scalars)
     return {
-        "base": 4 * _numbers(base),
+        "base": 4 * _numbers(base) if base_held is None else base_held,
         "adapters": 4 * sum(adapters.values()),
         "heads": 4 * head * len(scalars),
         "gradients": 4 * learning,
@@ -201,18 +210,13 @@ def counted_bytes(model: RoleModel) -> dict[str, int]:
     """What `model` holds now, under the causes of `static_bytes`; the optimizer's own state is not its to count."""
     adapters = [p for name in adapter_names(model.base) for p in adapter_parameters(model.base, name).values()]
     inside = {id(parameter) for parameter in adapters}
+    held = {tensor.data_ptr(): tensor for tensor in (*model.base.parameters(), *model.base.buffers())}
     return {
-        "base": _bytes(p for p in model.base.parameters() if id(p) not in inside),
+        "base": _bytes(tensor for tensor in held.values() if id(tensor) not in inside),
         "adapters": _bytes(adapters),
         "heads": _bytes(model.heads.parameters()),
         "gradients": _bytes(p.grad for p in model.parameters() if p.grad is not None),
     }
-
-
-def adapter_size(base: Transformer, lora: LoRA) -> int:
-    """Numbers in an adapter; `base` may be on the meta device."""
-    shapes = [base.get_parameter(f"{path}.weight").shape for path in target_paths(base, lora)]
-    return sum(lora.rank * sum(shape) for shape in shapes)
 
 
 def _sizes(architecture: Architecture, vocab_size: int) -> tuple[Transformer, int]:

@@ -11,10 +11,14 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from llmlab.adapters.lora import LoRA, adapter_names, adapter_section, add_lora, copy_adapter
+from llmlab.adapters.base import MEANING, BaseWeights, hold
+from llmlab.adapters.kinds import RoleAdapter
+from llmlab.adapters.lora import LoRA
 from llmlab.adapters.opening import base_of
+from llmlab.adapters.part import adapter_names, adapter_section, add_adapter, copy_adapter
+from llmlab.adapters.peft_config import read_config
 from llmlab.adapters.peft_format import load_head, load_peft, save_adapter
-from llmlab.adapters.roles import RoleModel, Roles, separate_bytes, static_bytes
+from llmlab.adapters.roles import RoleModel, Roles, counted_bytes, separate_bytes, static_bytes
 from llmlab.alignment.outcome import (
     HELD_OUT,
     SMALLEST,
@@ -64,7 +68,7 @@ class PPO(Section):
     held_out: float = Field(HELD_OUT, ge=SMALLEST, lt=1, description="share of prompts that is not learnt from")
     too_long: float = Field(0.05, ge=0, lt=1, description="share of prompts that may be too long for the context")
     roles: Roles = Field(Roles(), description="who takes part: adapters and heads on one base")
-    adapter: LoRA = Field(LoRA(), description="the low-rank adapter of the policy, and of a critic that starts fresh")
+    adapter: RoleAdapter = Field(LoRA(), description="the adapter of the policy, and of a critic that starts fresh")
     critic_start: Literal["reward", "zero"] = Field(
         "reward", description="the critic begins as a copy of the reward model, or at 0"
     )
@@ -79,6 +83,7 @@ class PPO(Section):
     training: Training = Field(
         default_factory=_training, description="optimizer steps, epochs * minibatches of them a rollout"
     )
+    base_weights: BaseWeights = Field("fp32", description=f"{MEANING}. As the reward model's")
 
     @model_validator(mode="after")
     def _possible(self) -> "PPO":
@@ -117,15 +122,17 @@ def ppo(section: PPO, base: Bundle, reward_folder: Path, out: Path, session: Ses
     )
     figures = train(model, PPOObjective(section.clipping), batches, section.training, out, session)
     with clear_when_full(out):
-        save_adapter(out / "adapter", model.base, str(section.roles.policy.adapter), reference_to(base))
+        where, policy, few = out / "adapter", str(section.roles.policy.adapter), section.base_weights
+        save_adapter(where, model.base, policy, reference_to(base), base_weights=few)
     figures |= {"rollouts": batches.rollouts, "data": {"prompts": len(prompts.prompts), "refused": prompts.refused}}
     before, after = (
         look(model, role, held.prompts, section.sampling, renderer.stop_ids, judge, session)
         for role in ("reference", "policy")
     )
     adapters = {name: adapter_section(model.base, name) for name in adapter_names(model.base)}
-    figures["static_bytes"] = static_bytes(base.architecture, base.model.vocab_size, model.table, adapters)
-    figures["separate_bytes"] = separate_bytes(base.architecture, base.model.vocab_size, model.table)
+    words, held_in = model.base.vocab_size, counted_bytes(model)["base"]
+    figures["static_bytes"] = static_bytes(base.architecture, words, model.table, adapters, base_held=held_in)
+    figures["separate_bytes"] = separate_bytes(base.architecture, words, model.table)
     return figures | before_and_after(before, after, session.seed)
 
 
@@ -137,12 +144,15 @@ def roles_of(section: PPO, base: Bundle, reward_folder: Path, session: Session) 
         raise InputError(
             str(folder), f"is a reward model on {judged}, the policy starts from {starts}", "share the base"
         )
-    model = base.model.to(session.device)
+    if (few := read_config(folder).base_weights) != section.base_weights:
+        problem = f"was trained on a base in {few}, the policy's is in {section.base_weights}"
+        raise InputError(str(folder), problem, f"ppo.base_weights={few}")
+    model = hold(base, section.base_weights).model.to(session.device)
     reward, critic = str(table["reward"].adapter), table["critic"].adapter
     load_peft(folder, model, reward)
     copies = section.critic_start == "reward" and critic not in (None, table["policy"].adapter)
     if copies:
-        add_lora(model, str(critic), adapter_section(model, reward), session.seed)
+        add_adapter(model, str(critic), adapter_section(model, reward), session.seed)
         copy_adapter(model, reward, str(critic))
     roles = RoleModel(model, table, section.adapter, session.seed)
     load_head(folder, roles.head("reward"))

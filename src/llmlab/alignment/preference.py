@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.base import MEANING, BaseWeights, check_base, hold
+from llmlab.adapters.kinds import Adapter
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import add_adapter
 from llmlab.adapters.peft_format import save_adapter
 from llmlab.adapters.roles import Actor
 from llmlab.alignment.outcome import HELD_OUT, SMALLEST, reference_to, renderer_of, spread
 from llmlab.alignment.reward import HeldOutPairs, accuracy_by_tag
 from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.native import save_model
+from llmlab.checkpoints.native import plain_state, save_model
 from llmlab.data.batch import PairBatch, collate_pairs, listed
 from llmlab.data.pairs import Pair, PairBatches, PairSource, TaskPairs, pair_files, read_pairs, split_pairs
 from llmlab.data.sources import Reading
@@ -51,12 +54,23 @@ class DPO(Section):
     )
     held_out: float = Field(HELD_OUT, ge=SMALLEST, lt=1, description="share of prompts that is not learnt from")
     beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
-    adapter: LoRA | None = Field(LoRA(), description="train a low-rank adapter; null: all weights")
+    adapter: Adapter | None = Field(LoRA(), description="train small parts, or some of the weights; null: all weights")
     batch_size: int = Field(32, gt=0, description="pairs an optimizer step")
     micro_batch: int = Field(16, gt=0, description="pairs that go through the model at once")
     too_long: float = Field(0.05, ge=0, lt=1, description="share of pairs that may be longer than the context")
     watched: int = Field(128, gt=0, description="held-out pairs that are looked at while training")
     training: Training = Field(default_factory=_training, description="steps, optimizer, schedule, checkpoints")
+    base_weights: BaseWeights = Field("fp32", description=MEANING)
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is learnt lies beside the base."""
+        return self.adapter is not None and self.adapter.apart
+
+    @model_validator(mode="after")
+    def _base(self) -> "DPO":
+        check_base(self.base_weights, self.apart)
+        return self
 
     def files(self) -> list[Path]:
         return pair_files(self.data)
@@ -67,7 +81,9 @@ def dpo(section: DPO, base: Bundle, out: Path, session: Session) -> Figures:
     `out/checkpoints`. `held_out_accuracy`: how often the implicit reward prefers the better of a held-out pair."""
     renderer, reading = renderer_of(base), Reading()
     sides = split_pairs(read_pairs(section.data, session.seed, reading), section.held_out, session.seed)
-    model = Actor(base.model.to(session.device), ADAPTER)
+    model = Actor(hold(base, section.base_weights).model.to(session.device), ADAPTER)
+    if not section.apart:
+        plain_state(model.base)  # what keeps an adapter could not be saved as weights
 
     def batches_of(pairs: Sequence[Pair], autocast: Autocast = nullcontext) -> DPOBatches:
         context, size, micro = base.architecture.context, section.batch_size, section.micro_batch
@@ -77,7 +93,7 @@ def dpo(section: DPO, base: Bundle, out: Path, session: Session) -> Figures:
     batches = batches_of(sides[0], session.autocast)
     watched, held = batches_of(spread(sides[1], section.watched)), batches_of(sides[1])
     if section.adapter is not None:
-        add_lora(model.base, ADAPTER, section.adapter, session.seed)
+        add_adapter(model.base, ADAPTER, section.adapter, session.seed)
     objective = DPOObjective(section.beta)
     figures = train(
         model,
@@ -91,8 +107,9 @@ def dpo(section: DPO, base: Bundle, out: Path, session: Session) -> Figures:
     )
     right = implied(model, objective, held.once())
     with clear_when_full(out):
-        if section.adapter is not None:
-            save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base))
+        if section.apart:
+            where = out / "adapter"
+            save_adapter(where, model.base, ADAPTER, reference_to(base), base_weights=section.base_weights)
         else:
             save_model(out / "model", model.base, base.tokenizer)
     figures["data"] = {"pairs": len(batches.pairs.tags), "refused": batches.pairs.refused, "skipped": reading.skipped}

@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from llmlab.adapters.base import MEANING, BaseWeights, hold
+from llmlab.adapters.kinds import RoleAdapter
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.peft_format import save_adapter
 from llmlab.adapters.roles import Role, RoleModel
@@ -45,12 +47,13 @@ class Reward(Section):
         (TaskPairs(),), min_length=1, description="pairs of a better and a worse answer"
     )
     held_out: float = Field(HELD_OUT, ge=SMALLEST, lt=1, description="share of prompts that is not learnt from")
-    adapter: LoRA = Field(LoRA(), description="the low-rank adapter that learns beside the scalar head")
+    adapter: RoleAdapter = Field(LoRA(), description="the adapter that learns beside the scalar head")
     batch_size: int = Field(32, gt=0, description="pairs an optimizer step")
     micro_batch: int = Field(32, gt=0, description="pairs that go through the model at once")
     too_long: float = Field(0.05, ge=0, lt=1, description="share of pairs that may be longer than the context")
     watched: int = Field(128, gt=0, description="held-out pairs that are looked at while training")
     training: Training = Field(default_factory=_training, description="steps, optimizer, schedule, checkpoints")
+    base_weights: BaseWeights = Field("fp32", description=MEANING)
 
     def files(self) -> list[Path]:
         return pair_files(self.data)
@@ -75,7 +78,8 @@ def reward(section: Reward, base: Bundle, out: Path, session: Session) -> Figure
         )
         for side in (sides[0], spread(sides[1], section.watched), sides[1])
     )
-    model = RoleModel(base.model.to(session.device), TABLE, section.adapter, session.seed)
+    shared = hold(base, section.base_weights).model.to(session.device)
+    model = RoleModel(shared, TABLE, section.adapter, session.seed)
     figures = train(
         model,
         PreferenceObjective(),
@@ -89,7 +93,8 @@ def reward(section: Reward, base: Bundle, out: Path, session: Session) -> Figure
     right, scores = judged(model, held.once())
     figures["score_mean"], figures["score_deviation"] = standardise(model, scores)
     with clear_when_full(out):
-        save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base), model.head("reward"))
+        where, head, few = out / "adapter", model.head("reward"), section.base_weights
+        save_adapter(where, model.base, ADAPTER, reference_to(base), head, base_weights=few)
     figures["data"] = {"pairs": len(batches.tags), "refused": batches.refused, "skipped": reading.skipped}
     return figures | accuracy_by_tag(right, held.tags)
 

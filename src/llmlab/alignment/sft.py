@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.base import MEANING, BaseWeights, check_base, hold
+from llmlab.adapters.kinds import Adapter
+from llmlab.adapters.part import add_adapter
 from llmlab.adapters.peft_format import save_adapter
 from llmlab.adapters.roles import Actor
 from llmlab.alignment.outcome import HELD_OUT, SMALLEST, exact_match, held_out_tasks, reference_to, renderer_of, spread
 from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.native import save_model
+from llmlab.checkpoints.native import plain_state, save_model
 from llmlab.data.batch import Batch
 from llmlab.data.chats import BundledChats, ChatBatches, ChatSource, TaskChats, chat_files, read_chats, split_chats
 from llmlab.data.sources import Reading
@@ -38,20 +40,34 @@ class SFT(Section):
         (TaskChats(), BundledChats()), min_length=1, description="conversations to learn the answers of"
     )
     held_out: float = Field(HELD_OUT, ge=SMALLEST, lt=1, description="share of prompts that is not learnt from")
-    adapter: LoRA | None = Field(None, description="train low-rank adapters instead of all weights")
+    adapter: Adapter | None = Field(
+        None, description="train small parts, or some of the weights, instead of all weights"
+    )
     batch_size: int = Field(32, gt=0, description="conversations an optimizer step")
     micro_batch: int = Field(32, gt=0, description="conversations that go through the model at once")
     cut_away: float = Field(0.05, ge=0, lt=1, description="share of answers that the context may cut away entirely")
     watched: int = Field(256, gt=0, description="held-out conversations, and exercises, that are looked at")
     max_new_tokens: int = Field(48, gt=0, description="longest answer to a held-out exercise, in tokens")
     training: Training = Field(default_factory=_training, description="steps, optimizer, schedule, checkpoints")
+    base_weights: BaseWeights = Field("fp32", description=MEANING)
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is learnt lies beside the base."""
+        return self.adapter is not None and self.adapter.apart
+
+    @model_validator(mode="after")
+    def _base(self) -> "SFT":
+        check_base(self.base_weights, self.apart)
+        return self
 
     def files(self) -> list[Path]:
         return chat_files(self.data)
 
 
 def sft(section: SFT, base: Bundle, out: Path, session: Session) -> Figures:
-    """Fine-tune `base`, in place; leaves `out/model`, or with an adapter `out/adapter`. Goes on from `out/checkpoints`.
+    """Fine-tune `base`, in place; leaves `out/model`, or with an adapter beside the base `out/adapter`. Goes on from
+    `out/checkpoints`.
 
     The weights of the best held-out loss are kept. Raises `InputError` for data that cannot be used.
     """
@@ -69,9 +85,11 @@ def sft(section: SFT, base: Bundle, out: Path, session: Session) -> Figures:
         )
         for side in (sides[0], spread(sides[1], section.watched))
     )
-    model = base.model.to(session.device)
+    model = hold(base, section.base_weights).model.to(session.device)
+    if not section.apart:
+        plain_state(model)  # what keeps an adapter could not be saved as weights
     if section.adapter is not None:
-        add_lora(model, ADAPTER, section.adapter, session.seed)
+        add_adapter(model, ADAPTER, section.adapter, session.seed)
     figures = train(
         Actor(model, ADAPTER),
         NextToken(),
@@ -83,8 +101,9 @@ def sft(section: SFT, base: Bundle, out: Path, session: Session) -> Figures:
         best="held_out_loss",
     )
     with clear_when_full(out):
-        if section.adapter is not None:
-            save_adapter(out / "adapter", model, ADAPTER, reference_to(base))
+        if section.apart:
+            where = out / "adapter"
+            save_adapter(where, model, ADAPTER, reference_to(base), base_weights=section.base_weights)
         else:
             save_model(out / "model", model, base.tokenizer)
     figures |= {"data": batches.fit.figures() | {"skipped": reading.skipped, "held_out": len(sides[1])}}

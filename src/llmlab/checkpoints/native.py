@@ -75,8 +75,16 @@ def load_model(folder: Path) -> Bundle:
 
 
 def plain_state(model: Transformer) -> dict[str, Tensor]:
-    """The weights of a model that nothing is put on; adapters are merged and quantised linears undone before this."""
+    """The weights of a model that nothing is put on; adapters are merged and quantised linears undone before this.
+
+    Errors: InputError for a model that keeps what weights alone cannot say.
+    """
     state = model.state_dict()
+    if kept := [name for name in state if ".part." in name or name.startswith("beginning.")]:
+        problem = f"keeps an adapter that is no weights ({kept[0]})"
+        raise InputError(
+            "model", problem, "chat, generate and evaluate take it as it is; train an adapter on top of it"
+        )
     plain = skeleton(model.architecture, model.vocab_size, state, "model").state_dict()
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in plain.items()}:
         odd = sorted(set(state) ^ set(plain))

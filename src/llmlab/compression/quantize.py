@@ -18,7 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmlab.checkpoints.bundle import Bundle, Stored, skeleton
-from llmlab.checkpoints.native import CONFIG, WEIGHTS, read_json, read_safetensors, read_tokenizer, write_safetensors
+from llmlab.checkpoints.native import (
+    CONFIG,
+    WEIGHTS,
+    plain_state,
+    read_json,
+    read_safetensors,
+    read_tokenizer,
+    write_safetensors,
+)
 from llmlab.checkpoints.where import QUANTIZED
 from llmlab.data.batch import Ids
 from llmlab.data.shards import TokenShards
@@ -253,6 +261,7 @@ def quantize(section: Quantize, base: Bundle, held_out: TokenShards | None, out:
     decoding (packed kernels where they passed their check), largest error of a weight, and, with held-out text, bits
     per byte by the exact path with the paired difference to float32.
     """
+    plain_state(base.model)  # what keeps an adapter is no weights alone
     documents = [] if held_out is None else held_out_documents(held_out, section.documents)
     tokenizer = base.tokenizer
     measured = _Measured(base, documents, section.new_tokens, session)

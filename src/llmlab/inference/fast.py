@@ -22,7 +22,7 @@ from llmlab.model.block import Pre
 from llmlab.model.feedforward import SwiGLU
 from llmlab.model.groups import GROUP, Groups, Weight, dense
 from llmlab.model.heads import PlainHead
-from llmlab.model.linear import Linear
+from llmlab.model.linear import Linear, Wrapped
 from llmlab.model.masks import Causal
 from llmlab.model.mixers import SoftmaxAttention
 from llmlab.model.norms import RMSNorm
@@ -91,7 +91,11 @@ def unfit(model: Transformer) -> str | None:
     for fine, reason in wanted:
         if not fine:
             return reason
+    if model.beginning is not None:
+        return "its texts begin with virtual tokens"
     for name, module in [*model.blocks.named_modules(), ("head", model.head)]:
+        if isinstance(module, Wrapped):
+            return f"{name} keeps an adapter"
         if isinstance(module, nn.Linear) and not fits(*module.weight.shape):
             return f"{name} is no whole tiles of {TILE} x {GROUP}"
         if isinstance(module, (nn.Linear, QuantizedLinear)) and type(module) is not Linear:

@@ -1,4 +1,4 @@
-"""The linear map of every block. LoRA and quantised linears take its place and keep its call."""
+"""The linear map of every block. Adapters and quantised linears take its place and keep its call."""
 
 from __future__ import annotations
 
@@ -18,3 +18,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, role: Role = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+class Wrapped(nn.Module):
+    """What stands in the place of a linear, its `base`, and does more than it: the base alone is another model."""

@@ -1,6 +1,6 @@
 """Places: where each token stands, and the one mask rule that follows from it.
 
-    query i sees key j  iff  document_i == document_j
+    query i sees key j  iff  document_i == document_j  (or j is of every document)
                         and  order_j <= order_i            (<, for the query stream of permutation models)
                         and  (no window, or order_i - order_j < window, or order_j < sinks)
 
@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+EVERY = -2  # the document of keys that all documents see: virtual tokens, which stand before each text of a packed row
+FAR = -(1 << 30)  # their order: before all others, and below `sinks`, so that no window forgets them
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Places:
 
     def shares_document(self, keys: Places) -> Tensor:
         """bool [B, T, S]: the rule of cross-attention."""
-        return self.document[:, :, None] == keys.document[:, None, :]
+        same = self.document[:, :, None] == keys.document[:, None, :]
+        return same | (keys.document == EVERY)[:, None, :]
 
     def cat(self, later: Places) -> Places:
         """These columns, then the columns of `later`."""

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,9 +163,17 @@ class QuantizedLinear(nn.Module, ABC):
     def packed(self, x_MK: Tensor) -> Tensor:
         """bf16 [M, K] -> bf16 [M, N] by the packed kernel, without the bias."""
 
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in runs of rows, float32, as many as are made dense at a time: all of them."""
+        yield slice(0, self.out_features), self.weight
+
     def plain(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N] through the dequantised weight."""
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        """[..., K] -> [..., N] through the dequantised weight, which nothing keeps: a backward pass makes it again."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return _product(x, self, bias)
+        y: Tensor = _Through.apply(x, self)  # type: ignore[no-untyped-call]
+        return y if bias is None else y + bias.to(y.dtype)
 
     def forward(self, x: Tensor, role: Role = None) -> Tensor:
         """[..., K] -> [..., N] in the dtype of x."""
@@ -175,6 +185,30 @@ class QuantizedLinear(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kernel={self.kernel}"
+
+
+def _product(x: Tensor, linear: QuantizedLinear, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, one piece of W at a time."""
+    parts = [F.linear(x, weight.to(x.dtype), None if bias is None else bias[rows]) for rows, weight in linear.pieces()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class _Through(torch.autograd.Function):
+    """x W^T with W made of codes, forward and backward; between the two there are the codes alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear, ctx.dtype = linear, x.dtype
+        return _product(x, linear)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total: Tensor | None = None
+        for rows, weight in ctx.linear.pieces():
+            part = gradient[..., rows] @ weight.to(gradient.dtype)
+            total = part if total is None else total + part
+        assert total is not None
+        return total.to(ctx.dtype), None
 
 
 class Int8Linear(QuantizedLinear):

@@ -216,6 +216,7 @@ class Transformer(nn.Module):
         self.head_bias = nn.Parameter(torch.empty(vocab_size)) if biased else None
         self.pooler = None if a.pooled is None else PooledHead(a.dim, a.pooled)
         self.query_start = nn.Parameter(torch.empty(1, table)) if a.streams == 2 else None
+        self.beginning: nn.Module | None = None  # what every text is to begin with; put there from outside
 
     # ------------------------------------------------------------ ids to hidden states
 
@@ -228,16 +229,33 @@ class Transformer(nn.Module):
         memory: Memory | None = None,
     ) -> Tensor:
         """[B, T, D] after the final norm. With an encoder, `memory` is what `encode` answered."""
+        if self.beginning is not None:
+            cache = self.beginning(self, cache, role, len(ids_BT))
+        normed: Tensor = self.final_norm(self.through(self._embedded(ids_BT, at), at, cache, role, memory))
+        return normed
+
+    def through(
+        self,
+        x_BTD: Tensor,
+        at: Places,
+        cache: Cache | None = None,
+        role: Role = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]: all blocks, before the final norm."""
         keys = at if cache is None else cache.extend(at)
         sights = self._sights(at, keys, cache, role)
-        x_BTD = self._embedded(ids_BT, at)
         if memory is not None:
             seen = at.shares_document(memory.sight.at)[:, None]
             memory = replace(memory, sight=Sight(memory.sight.at, Encoding(), None, seen, None, role))
         for layer in range(self.architecture.layers):
             x_BTD = self.blocks[layer % len(self.blocks)](x_BTD, sights[self._is_local(layer)], layer, memory)
-        normed: Tensor = self.final_norm(x_BTD)
-        return normed
+        return x_BTD
+
+    def position_of(self, layer: int) -> Encoding:
+        """The position encoding of a layer."""
+        own = self.local_position if self._is_local(layer) else None
+        return self.position if own is None else own
 
     def encode(self, ids_BS: Tensor, at: Places, role: Role = None, keep: bool = False) -> Memory:
         """The encoder's output for texts at these places, each token seeing all of its document. `keep` lets their
