@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import add_adapter
 from llmlab.data.batch import IGNORE, Batch
 from llmlab.model import kernels
 from llmlab.model.block import Block
@@ -136,7 +137,7 @@ def test_places_that_it_does_not_know_take_the_plain_path(position: str) -> None
 @only_fused
 def test_an_adapter_is_left_alone() -> None:
     net = model()
-    add_lora(net, "sft", LoRA(rank=2), 0)
+    add_adapter(net, "sft", LoRA(rank=2), 0)
     with fused(net) as reason:
         assert "adapters" in str(reason)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmlab.adapters.lora import LoRA, add_lora, train_only
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import add_adapter, train_only
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
 from llmlab.model.block import Block
@@ -86,7 +87,7 @@ def test_adapters_of_a_role_a_row(equal: Equal, how: Checkpointing) -> None:
     for way in ("none", how):
         model = build({})
         for name in ("a", "b"):
-            add_lora(model, name, LoRA(rank=2, dropout=0.3), 0)
+            add_adapter(model, name, LoRA(rank=2, dropout=0.3), 0)
         train_only(model, ["a", "b"])
         model.train()
         torch.manual_seed(5)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.part import AdapterPart, add_adapter
 from llmlab.adapters.roles import Actor
 from llmlab.data.batch import Batch
 from llmlab.data.state import State
@@ -101,7 +101,7 @@ class Setup:
     architecture: Architecture
     training: Training
     load: Load
-    adapter: LoRA | None
+    adapter: AdapterPart | None
 
 
 def setup(row: Row, changed: Mapping[str, Any] | None = None) -> Setup:
@@ -123,7 +123,7 @@ def adapted(model: Transformer, made: Setup, seed: int) -> tuple[Transformer, st
     """The model with the row's adapter on it, and the role that computes with it."""
     if made.adapter is None:
         return model, None
-    add_lora(model, ADAPTER, made.adapter, seed)
+    add_adapter(model, ADAPTER, made.adapter, seed)
     return model, ADAPTER
 
 

@@ -328,7 +328,9 @@ class Transformer(nn.Module):
         plain = isinstance(self.architecture.head, PlainHead) and self.architecture.head.scale == 1
         if not plain or self.head_bias is not None:
             return None
-        return self.embedding.weight if self.head is None else self.head.weight if type(self.head) is Linear else None
+        table = self.embedding if self.head is None else self.head
+        weight: Tensor | None = table.weight if type(table) in (nn.Embedding, Linear) else None
+        return weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""

@@ -25,9 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmlab.interpret.live_bytes import LiveBytes
+from llmlab.model import kernels
 from llmlab.model.linear import Role
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
+from llmlab.objectives.chunked import positions_at_once
 from llmlab.training.checkpointing import Checkpointing, checkpointed
 from llmlab.training.loop import Training
 from llmlab.training.optimizer import largest, trained
@@ -42,6 +44,7 @@ class Load:
     learnt: int
     micro_batches: int = 1
     autocast: torch.dtype | None = None
+    logits_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def foretell(model: Transformer, settings: Training, load: Load, role: Role = No
     through = backward(model, load, settings.activation_checkpointing, freed, role)
     # What stays of the head's own gradient while the rest goes backward.
     waits = of_head if model.head is None or not freed else 0
-    loss, slope = logit_bytes(load, model.vocab_size)
+    loss, slope = logit_bytes(load, model)
     before = every if repeated else 0  # the gradients of earlier micro-batches
     inside = scratch if settings.in_backward else 0
     peak = max(
@@ -87,15 +90,24 @@ def foretell(model: Transformer, settings: Training, load: Load, role: Role = No
     return StepBytes(weights, alive, optimizer, through.kept, loss, weights + optimizer + peak)
 
 
-def logit_bytes(load: Load, vocabulary: int) -> tuple[int, int]:
+def logit_bytes(load: Load, model: Transformer) -> tuple[int, int]:
     """Of the loss: the most at once, and what is left when the head's own gradient is made.
 
-    Going backward, there are the log-probabilities, their gradient and that of the logits, N V float32 each; the
-    gradient of the logits is left, under autocast a second time in its type.
+    All logits at once: going backward, there are the log-probabilities, their gradient and that of the logits, N V
+    float32 each; the gradient of the logits is left, under autocast a second time in its type. Some at a time
+    (`objectives/chunked.py`): the logits of those, the head in their type and its gradient in that type, and the
+    gradient of the hidden states; both gradients are left.
     """
-    one = load.learnt * vocabulary
-    narrow = 0 if load.autocast is None else load.autocast.itemsize
-    return 12 * one, (4 + narrow) * one
+    V, N = model.vocab_size, load.learnt
+    narrow = 4 if load.autocast is None else load.autocast.itemsize
+    at_once = load.logits_at_once or positions_at_once(V, narrow)
+    if model.projection is None or (load.autocast is None and at_once >= N):
+        return 12 * N * V, (4 + narrow * (load.autocast is not None)) * N * V
+    head, hidden = narrow * model.projection.numel(), 4 * N * model.projection.shape[1]
+    # The kernel needs no more than the logits; without it they are there in float32 as well, twice.
+    wide = 0 if load.autocast is not None and kernels.available() is None else 8
+    copies = head if load.autocast is not None else 0
+    return min(N, at_once) * V * (narrow + wide) + copies + head + hidden, head + hidden
 
 
 # ---------------------------------------------------------------- asked of the model

@@ -35,6 +35,9 @@ class Pretrain(Section):
     micro_batch: int = Field(16, gt=0, description="rows that go through the model at once; bounds memory only")
     packing: Packing = Field(default_factory=Isolated, description="whether documents in a row see each other")
     z_loss: float = Field(0.0, ge=0.0, description="weight of the squared log of the softmax's denominator")
+    logits_at_once: int | None = Field(
+        None, gt=0, description="positions whose logits exist at once; null: as many as fit 64 MB"
+    )
     training: Training = Field(default_factory=_training, description="steps, optimizer, schedule, checkpoints")
 
     def row(self, architecture: Architecture) -> int:
@@ -106,9 +109,11 @@ def _trained(
     batches = objective.batches(train_shards, setting, section.batch_size, section.micro_batch, session.seed)
     probe = held_out(objective, held_shards, setting, section.micro_batch)
     model = model.to(session.device)
+    predictor = objective.predictor(section.z_loss)
+    predictor.at_once = section.logits_at_once
     figures = train(
         model,
-        objective.predictor(section.z_loss),
+        predictor,
         batches,
         section.training,
         out,
