@@ -28,7 +28,7 @@ from llmlab.runtime import PeakMemory, generator, resident_bytes
 
 VERSIONS = ("llmlab", "torch")
 TIMED = 10  # steps
-LARGE = {"dim": 512, "layers": 6, "context": 128}  # for resident memory and time: the tensors outweigh the process
+LARGE = {"dim": 256, "layers": 4, "context": 128}  # for resident memory and time: the tensors outweigh the process
 
 
 def shapes(seed: int) -> list[dict[str, int]]:
