@@ -27,7 +27,7 @@ from llmlab.handbook.training_ledger import LEDGER, Row, V, counted, learner, lo
 from llmlab.runtime import PeakMemory, generator, resident_bytes
 
 VERSIONS = ("llmlab", "torch")
-TIMED = 10  # steps
+TIMED = 5  # steps
 LARGE = {"dim": 256, "layers": 4, "context": 128}  # for resident memory and time: the tensors outweigh the process
 
 
