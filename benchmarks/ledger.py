@@ -112,7 +112,7 @@ def _row(row: Row, claims: Any, losses: Any, lonely: Any) -> dict[str, Any]:
         "bytes": [asdict(predicted(setup(row, changed))) for changed in shapes(0)[:2]],
         "peak_over_first": [round(mine / first, 4) for mine, first in peaks],
         "loss": round(statistics.mean(losses[row.name]), 4),
-        "loss_change": {"mean": round(interval.value, 4), "interval": interval.interval()},
+        "loss_change": {"mean": round(interval.value, 4), "interval": interval.interval},
         "resident_over_first": round(lonely[row.name]["resident_bytes"] / lonely[against]["resident_bytes"], 3),
         "time_over_first": round(lonely[row.name]["seconds"] / lonely[against]["seconds"], 3),
     }
