@@ -27,8 +27,8 @@ from llmlab.handbook.training_ledger import LEDGER, Row, V, counted, learner, lo
 from llmlab.runtime import PeakMemory, generator, resident_bytes
 
 VERSIONS = ("llmlab", "torch")
-TIMED = 10  # steps
-LARGE = {"dim": 512, "layers": 6, "context": 128}  # for resident memory and time: the tensors outweigh the process
+TIMED = 5  # steps
+LARGE = {"dim": 256, "layers": 4, "context": 128}  # for resident memory and time: the tensors outweigh the process
 
 
 def shapes(seed: int) -> list[dict[str, int]]:
@@ -112,7 +112,7 @@ def _row(row: Row, claims: Any, losses: Any, lonely: Any) -> dict[str, Any]:
         "bytes": [asdict(predicted(setup(row, changed))) for changed in shapes(0)[:2]],
         "peak_over_first": [round(mine / first, 4) for mine, first in peaks],
         "loss": round(statistics.mean(losses[row.name]), 4),
-        "loss_change": {"mean": round(interval.value, 4), "interval": interval.interval()},
+        "loss_change": {"mean": round(interval.value, 4), "interval": interval.interval},
         "resident_over_first": round(lonely[row.name]["resident_bytes"] / lonely[against]["resident_bytes"], 3),
         "time_over_first": round(lonely[row.name]["seconds"] / lonely[against]["seconds"], 3),
     }
