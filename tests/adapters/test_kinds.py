@@ -349,6 +349,20 @@ def test_any_goes_on_top_of_what_is_kept(settings: dict[str, Any], below: dict[s
     assert torch.allclose(logits(model), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"kind": "prefix"}, "its texts begin with virtual tokens"), ({"kind": "bottleneck"}, "keeps an adapter")],
+)
+def test_the_native_step_refuses_what_is_kept(settings: dict[str, Any], reason: str) -> None:
+    from llmlab.inference.fast import unfit
+
+    fits = {"dim": 64, "attention": {"kind": "mha", "heads": 2}, "feedforward": {"kind": "swiglu", "width": 128}}
+    model = parse(Architecture, SMALL | fits).build(48, 0)
+    assert unfit(model) is None
+    settle(put(model, settings), "a")
+    assert reason in str(unfit(model))
+
+
 # ---------------------------------------------------------------- going on
 
 

@@ -165,7 +165,7 @@ def test_what_cannot_be_merged_is_opened_as_it_was_trained(run: Path, tmp_path: 
     with torch.no_grad():
         assert torch.allclose(opened.model(ids), trained(ids, role="a"), atol=1e-5)
         assert not torch.allclose(opened.model(ids), base.model(ids), atol=1e-3)
-    assert load(run / "prefix", "auto").why.endswith("plain path: its texts begin with virtual tokens")
+    assert "plain path" in load(run / "prefix", "auto").why
     with pytest.raises(InputError, match="keeps an adapter that is no weights"):
         sft(parse(SFT, {"data": TASKS, **SMALL}), open_policy(run / "prefix"), tmp_path / "whole", Session())
     on_top = parse(DPO, {"data": TASKS, "adapter": {"rank": 2}, **SMALL})
