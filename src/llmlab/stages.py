@@ -38,6 +38,8 @@ class Session:
     dtype: torch.dtype | None = None  # of autocast; None is plain float32
     stop: StopFlag = field(default_factory=StopFlag)
     quiet: bool = True
+    track: tuple[str, ...] = ()  # writers beside figures.jsonl
+    until: int | None = None  # the optimizer step after which a training pauses
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in `dtype`, everything else in float32."""
