@@ -89,10 +89,7 @@ def test_skip_leaves_the_weights_as_they_were(lab: Any, equal: Equal, tmp_path: 
 
     figures = run(lab, tmp_path / "guarded", poisoned(lab, SPIKE), {"kind": "skip"} | GUARD, factor)
     run(lab, tmp_path / "silent", poisoned(lab, SPIKE), None, objective=Silent())
-    guarded, silent = (
-        {name: value for name, value in lab.weights(tmp_path / name).items()} for name in ("guarded", "silent")
-    )
-    assert equal(guarded, silent)
+    assert equal(lab.weights(tmp_path / "guarded"), lab.weights(tmp_path / "silent"))
     assert figures["skipped_steps"] == 1
     (event,) = figures["events"]
     assert event["step"] == SPIKE

@@ -6,7 +6,7 @@ step depends on, so a resumed run is bit for bit the unbroken one.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -385,5 +385,5 @@ def _binding(settings: Training) -> dict[str, Any]:
     return settings.model_dump(mode="json", include={"steps", "optimizer", "schedule", "clip"} | habits)
 
 
-def _ratios(totals: Mapping[str, list[float]]) -> dict[str, float]:
+def _ratios(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}

@@ -107,7 +107,7 @@ class Watch:
         self.state["skipped_steps"] += 1
         recent = [one for one in self.state["recent"] if one > step - self.section.window] + [step]
         self.state["recent"] = recent
-        self._note(step, found | {"skipped": 1.0})
+        self._note(step, {**found, "skipped": 1.0})
         if len(recent) > self.section.most:
             raise self._enough(step, found, f"{len(recent)} spikes within {self.section.window} steps")
 
@@ -118,7 +118,7 @@ class Watch:
         self.state["roll_backs"] += 1
         self.state["passed_over_steps"] += step - to
         self.state["seen"], self.state["recent"] = before["seen"], before["recent"]
-        self._note(step, found | {"rolled_back_to": float(to)})
+        self._note(step, {**found, "rolled_back_to": float(to)})
         if self.state["roll_backs"] > self.section.most:
             raise self._enough(step, found, f"{self.state['roll_backs']} spikes, each after a roll-back")
 
