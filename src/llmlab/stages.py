@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llmlab.errors import InputError, Stopped
-from llmlab.meters import Meter
+from llmlab.meters.meter import Meter
 from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
 
 Figures = dict[str, Any]
@@ -38,7 +38,7 @@ class Session:
     dtype: torch.dtype | None = None  # of autocast; None is plain float32
     stop: StopFlag = field(default_factory=StopFlag)
     quiet: bool = True
-    track: tuple[str, ...] = ()  # writers beside figures.jsonl
+    track: tuple[str, ...] = ()  # who is given the figures, beside figures.jsonl
     until: int | None = None  # the optimizer step after which a training pauses
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -48,7 +48,7 @@ class Session:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def meter(self, folder: Path, name: str, total: int) -> Meter:
-        return Meter(folder, name, total, self.quiet)
+        return Meter(folder, name, total, self.quiet, self.track)
 
 
 @dataclass(frozen=True)

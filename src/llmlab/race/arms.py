@@ -20,7 +20,7 @@ from llmlab.recipe import override, parse
 from llmlab.run import Run
 
 # What no measure of a race depends on. A race measures its arms itself, so evaluate and quantize are not run.
-ASIDE = ("name", "seed", "compare", "evaluate", "quantize")
+ASIDE = ("name", "seed", "compare", "track", "evaluate", "quantize")
 
 
 @dataclass(frozen=True)
