@@ -90,9 +90,9 @@ def train(
     With `ema` the probe sees the average of the weights, and the model ends with it. With `spikes` the figures say
     `skipped_steps`, `roll_backs`, `passed_over_steps` and their `events`; `tokens` are those of the steps that count.
 
-    Raises `Stopped` after saving when the session asks to stop, or to pause after step `session.until`, which is looked
-    at like a last one; `Diverged` at the first loss or gradient that is not finite (the last checkpoint stays), with
-    `spikes` at one too many; `InputError` when nothing is there to learn, and when the disk is full.
+    Raises `Stopped` after saving when the session asks to stop, or to pause after step `session.until`, which is
+    evaluated like a last one; `Diverged` at the first loss or gradient that is not finite (the last checkpoint stays),
+    with `spikes` at one too many; `InputError` when nothing is there to learn, and when the disk is full.
     """
     with clear_when_full(out):
         return _Loop(model, objective, batches, settings, out, session, probe, best).run()
@@ -252,7 +252,7 @@ class _Loop(Generic[B]):
             row |= self._means()
             self.values |= {"training": dict(row), "terms": {}, "window": {}}
             row |= self.clock.read()
-        if self._due(self.settings.evaluate_every):
+        if self._due(self.settings.evaluate_every) or self.step == self.session.until:
             row |= self._evaluate()
         return row
 
@@ -289,7 +289,7 @@ class _Loop(Generic[B]):
     # ---------------------------------------------------------------- state
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step in (self.settings.steps, self.session.until)
+        return self.step % every == 0 or self.step == self.settings.steps
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.optimizer.parameters.items()}
