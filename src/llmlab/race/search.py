@@ -45,7 +45,7 @@ class Trial:
 
     def rank(self, better: str) -> tuple[int, float, int]:
         """Smaller is better: further first, then the figure; no figure is worst, equals stand as they were drawn."""
-        value = self.reached[-1][1]
+        value = self.reached[-1][1] if self.reached else 0.0
         if isinstance(value, str):
             return 1, 0.0, self.number
         return -len(self.reached), -value if better == "higher" else value, self.number
@@ -143,9 +143,9 @@ def _climb(
 ) -> None:
     """Every rung: train those that are left up to it, measure, keep the best."""
     left = list(found)
-    for number, rung in enumerate(plan):
-        left = sorted(left, key=lambda trial: trial.rank(measure.better) if number else (0, 0.0, trial.number))
-        left = sorted(left[: rung.trials], key=lambda trial: trial.number)
+    for rung in plan:
+        best = sorted(left, key=lambda trial: trial.rank(measure.better))[: rung.trials]
+        left = sorted(best, key=lambda trial: trial.number)
         for place, trial in enumerate(left, 1):
             where = f"[step {rung.steps}, {place}/{len(left)}] {trial.arm.name}"
             if session.stop.requested:
