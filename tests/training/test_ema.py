@@ -161,6 +161,24 @@ def test_steps_without_an_update_have_no_share() -> None:
     assert weight.item() == 4.0
 
 
+def test_weights_of_few_bits_are_averaged_in_float32() -> None:
+    """A step of a hundredth of the distance is below the rounding of bfloat16, and adds up all the same."""
+    weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    average = Average(EMA(decay=0.999), {"w": weight})
+    average.update()
+    with torch.no_grad():
+        weight.fill_(1.0078125)  # the next number of its type
+    for _ in range(9):
+        average.update()
+    shares = torch.tensor([0.999**age for age in range(9, -1, -1)], dtype=torch.float64)
+    expected = float(1 + 0.0078125 * shares[1:].sum() / shares.sum())
+    assert average.weights()["w"].item() == pytest.approx(expected, abs=1e-6)
+    with average.shown():
+        assert weight.dtype == torch.bfloat16
+    assert weight.item() == 1.0078125
+    assert average.weights()["w"].item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("change", [None, {"decay": 0.9}])
 def test_another_average_is_refused_on_resume(lab: Any, tmp_path: Path, change: Any) -> None:
     lab.train(tmp_path, ema={"decay": DECAY})

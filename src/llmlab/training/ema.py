@@ -48,29 +48,27 @@ class Average:
             return
         self._updates += 1
         if not self._of:
-            self._of = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            self._of = {name: _wide(parameter).clone() for name, parameter in self._parameters.items()}
             return
         share = (1.0 - self._decay) / (1.0 - self._decay**self._updates)
         for name, parameter in self._parameters.items():
-            self._of[name].lerp_(parameter, share)
+            self._of[name].lerp_(_wide(parameter), share)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Meanwhile the model holds the average, and afterwards its own weights again, to the bit. Before the first
-        update these are all there is."""
-        self._exchange()
+        update these are all there is. They lie aside where the gradients lie in a step, so no peak grows by them."""
+        aside = {name: self._parameters[name].detach().clone() for name in self._of}
+        self._put(self._of)
         try:
             yield
         finally:
-            self._exchange()
+            self._put(aside)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        """One tensor at a time, so that no third copy of the model is ever there."""
-        for name, average in self._of.items():
-            mine = self._parameters[name].clone()
-            self._parameters[name].copy_(average)
-            average.copy_(mine)
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._parameters[name].copy_(value)
 
     def weights(self) -> dict[str, Tensor]:
         """The average by parameter; empty where there is none."""
@@ -93,3 +91,8 @@ class Average:
                 raise InputError("the average of the weights", f"has no {name!r} of this shape", "take a new --out")
             self._of[name] = value.to(parameter.device, copy=True)
         return left
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """In float32 at least: a small share of a difference would be lost in the rounding of bfloat16."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
