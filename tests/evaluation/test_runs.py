@@ -123,7 +123,8 @@ def test_a_whole_run_in_a_row(tmp_path: Path) -> None:
 def test_runs_are_found_below_and_named_once(tmp_path: Path) -> None:
     for path in ("a", "races/r/arms/1234", "races/r/arms/5678", "too/deep/for/a/run"):
         make(tmp_path / path)
-    (tmp_path / "races/r/data/1234/text").mkdir(parents=True)
+    make(tmp_path / "races/r/data/1234", stages=("text", "tokenizer"))
+    (tmp_path / "races/r/data/1234/recipe.yaml").unlink()  # what the arms share
     (tmp_path / "link").symlink_to(tmp_path / "a")
     found = [str(path.relative_to(tmp_path)) for path in find_runs([tmp_path, tmp_path / "a"])]
     assert found == ["a"]  # three folders down is a race's arm, four is too far

@@ -71,8 +71,9 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
         return
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()) if depth else []
+    shared = "data" if (folder / "arms").is_dir() else ""  # what the arms of a race have in common is no run
     for path in inside:
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and path.name != shared:
             yield from _below(path, depth - 1)
 
 

@@ -19,7 +19,7 @@ def listing(rows: Sequence[Row]) -> str:
     cells = [("run", "recipe", "seed", "finished", "time", "size", "state", "figures")]
     for row in rows:
         seed = row.record.recipe.get("seed")
-        figures = list(row.figures.items())
+        figures = [(name, value) for name, value in row.figures.items() if not name.startswith("tokenizer.")]
         told = "  ".join(f"{name} {short(value)}" for name, value in figures[-_SHOWN:])
         cells.append(
             (
