@@ -149,7 +149,11 @@ def test_only_what_differs_is_compared(tmp_path: Path) -> None:
     half = read_row(unfinished(tmp_path / "half"))
     assert figures_beside([rows[0], half])["sft.held_out_sft"] == [0.1, None]
     assert labels(rows) == ["a", "b"]
-    assert labels([rows[0], rows[0]]) == [str(tmp_path / "a")] * 2
+    alike = [
+        read_row(make(tmp_path / where / name, "same")) for where, name in (("x", "one"), ("x", "two"), ("y", "one"))
+    ]
+    assert labels(alike[:2]) == ["one", "two"]
+    assert labels(alike) == [str(row.folder) for row in alike]
 
 
 def test_sorted_by_a_column_or_a_figure(tmp_path: Path) -> None:

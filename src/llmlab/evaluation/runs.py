@@ -193,6 +193,6 @@ def figures_beside(rows: Sequence[Row]) -> dict[str, list[float | None]]:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """What to call each run: its name where names differ, else its folder."""
-    names = [row.record.name for row in rows]
-    return names if len(set(names)) == len(names) else [str(row.folder) for row in rows]
+    """What to call each run: its name where names differ, else the name of its folder, else the whole path."""
+    kinds = ([row.record.name for row in rows], [row.folder.resolve().name for row in rows])
+    return next((names for names in kinds if len(set(names)) == len(rows)), [str(row.folder) for row in rows])
