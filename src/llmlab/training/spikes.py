@@ -11,6 +11,10 @@ roll_back   back to the last checkpoint, and on with the batches after the spike
             200 to 500 batches; there the same batches did no harm at other weights)
 
 Only a spike upwards is one. Until the window is full the guard is silent, but for what is not finite.
+
+False alarms, as shares of the steps, of independent noise at 8 deviations (200,000 draws): with a window of 50 below
+1e-5 where it is normal, 1.5e-4 where its logarithm is (spread 0.3), 7.5e-4 with the tails of Student's t of 4 degrees;
+with a window of 10 8e-4, 3e-3 and 3e-3.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ class _Guard(Section):
     """What both share: when a step is a spike."""
 
     deviations: float = Field(8.0, gt=0.0, description="robust deviations above the median that make a spike")
-    window: int = Field(50, ge=5, description="steps that updated and are looked back on; before, nothing is a spike")
+    window: int = Field(50, ge=10, description="steps that updated and are looked back on; before, nothing is a spike")
 
 
 class Skip(_Guard):
