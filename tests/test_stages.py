@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llmlab.errors import InputError, Stopped
-from llmlab.meters import Meter
+from llmlab.meters.meter import Meter
 from llmlab.stages import Figures, Session, Stage, manifest, run_stages
 
 
@@ -119,7 +119,7 @@ def test_rewinding_writes_nothing_so_a_full_disk_costs_no_row(tmp_path: Path) ->
     meter = Meter(tmp_path, "x", 10, quiet=True)
     for step in range(1, 6):
         meter.step(step, {"loss": step / 2})
-    rows = meter.path.read_bytes().splitlines(keepends=True)
+    rows = (tmp_path / "figures.jsonl").read_bytes().splitlines(keepends=True)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))  # no file may be written beyond its first byte
     try:
@@ -127,7 +127,7 @@ def test_rewinding_writes_nothing_so_a_full_disk_costs_no_row(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     meter.close()
-    assert meter.path.read_bytes() == b"".join(rows[:3])
+    assert (tmp_path / "figures.jsonl").read_bytes() == b"".join(rows[:3])
 
 
 def test_a_stop_between_stages_begins_none(life: Life) -> None:

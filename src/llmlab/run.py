@@ -32,6 +32,7 @@ from llmlab.errors import InputError, Stopped, unknown
 from llmlab.evaluation.harness import Evaluate, evaluate
 from llmlab.evaluation.measures import Compare
 from llmlab.evaluation.report import write_report
+from llmlab.meters.writers import Tracker, require
 from llmlab.model.rescaling import Rescaling
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
@@ -82,6 +83,7 @@ class Run(Section):
     quantize: Quantize | None = Field(None, description="int8 and int4 weights of the last policy")
     evaluate: Evaluate | None = Field(None, description="every policy on the same tasks")
     compare: Compare | None = Field(None, description="what llmlab compare measures; no stage reads it")
+    track: tuple[Tracker, ...] = Field((), description="who is given the figures too: tensorboard, wandb (offline)")
 
     @model_validator(mode="after")
     def _whole(self) -> "Run":
@@ -314,6 +316,7 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
     make_deterministic()
     keep_freed_memory()
     where = device(recipe.device)
+    require(recipe.track)
 
     def say(line: str) -> None:
         if not quiet:
@@ -322,9 +325,8 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(lock(out))
         stop = stack.enter_context(interruptible())
-        session = Session(
-            recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet, fuse=recipe.kernels == "auto"
-        )
+        dtype, fuse = autocast_dtype(recipe.dtype, where), recipe.kernels == "auto"
+        session = Session(recipe.seed, where, dtype, stop, quiet, fuse, recipe.track)
         try:
             answers = live(recipe, out, session, say)
         except KeyboardInterrupt:

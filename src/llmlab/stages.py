@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llmlab.errors import InputError, Stopped
-from llmlab.meters import Meter
+from llmlab.meters.meter import Meter
 from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
 
 Figures = dict[str, Any]
@@ -39,6 +39,8 @@ class Session:
     stop: StopFlag = field(default_factory=StopFlag)
     quiet: bool = True
     fuse: bool = True  # whether training may take fused kernels
+    track: tuple[str, ...] = ()  # who is given the figures, beside figures.jsonl
+    until: int | None = None  # the optimizer step after which a training pauses
 
     @property
     def kernels(self) -> bool:
@@ -52,7 +54,7 @@ class Session:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def meter(self, folder: Path, name: str, total: int) -> Meter:
-        return Meter(folder, name, total, self.quiet)
+        return Meter(folder, name, total, self.quiet, self.track)
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ app = typer.Typer(
 )
 
 VERBS = (
-    *(recipes.run, recipes.compare, recipes.recipe),
+    *(recipes.run, recipes.compare, recipes.search, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
     *(reading.read, reading.summarize, reading.continue_),
-    *(measuring.evaluate, measuring.diagnose, measuring.xray),
+    *(measuring.evaluate, measuring.diagnose, measuring.runs, measuring.xray),
     learning.handbook,
 )
 for verb in VERBS:

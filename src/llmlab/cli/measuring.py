@@ -1,11 +1,12 @@
 """Measuring: a model on tasks, and what it is made of."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmlab.cli.arguments import AsJson, Device, Model, Rope, Weights, answer, load_model, notice
+from llmlab.errors import InputError
 
 
 def evaluate(
@@ -29,6 +30,42 @@ def evaluate(
     rows = [f"{t['name']:<24} {t['metric']:<22} {t['value']:8.4f}  {t['interval']}  n={t['n']}" for t in done["tasks"]]
     tables = [line for task in done["tasks"] if "table" in task for line in ("", *task["table"])]
     answer(as_json, done, "\n".join([*rows, *tables]))
+
+
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="Runs, or folders that hold some; runs/ by default."),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="name, date, seconds, bytes, state, recipe, or a figure.")
+    ] = "date",
+    match: Annotated[str, typer.Option("--match", help="Only folders and recipes whose name has this in it.")] = "",
+    page: Annotated[
+        Path | None, typer.Option("--page", help="Write the comparison, with its curves, to this .html file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs; name two or more of them to see where they differ. Nothing is written into them."""
+    from llmlab.evaluation.runs import differences, figures_beside, find_runs, in_order, is_run, read_row
+    from llmlab.evaluation.runs_page import page as drawn
+    from llmlab.evaluation.runs_table import comparison, listing
+    from llmlab.runtime import atomic_text
+
+    given = folders or [Path("runs")]
+    rows = [row for row in map(read_row, find_runs(given)) if match in str(row.folder) or match in row.record.name]
+    beside = len(rows) > 1 and all(is_run(folder) for folder in given)
+    if not beside:
+        rows = in_order(rows, sort)
+    done: dict[str, Any] = {"runs": [row.json() for row in rows]}
+    if beside:
+        done |= {"differences": differences(rows), "figures": figures_beside(rows)}
+    if page is not None:
+        if not rows:
+            raise InputError("--page", "there is no run to draw")
+        atomic_text(page, drawn(rows))
+        done |= {"page": str(page)}
+    answer(as_json, done, (comparison if beside else listing)(rows) + (f"\npage: {page}" if page else ""))
 
 
 def xray(model: Model, as_json: AsJson = False) -> None:

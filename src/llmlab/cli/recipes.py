@@ -68,6 +68,43 @@ def compare(
     answer(as_json, done, table(done))
 
 
+def search(
+    recipe: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    override: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Fields to set in all trials.")
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="PATH=LAW",
+            help="A field and what to draw: log(1e-4,1e-2), uniform(0,0.5), int(2,8), or values a,b,c.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="So many draws; every combination of listed values by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Fresh seeds that the best trial is trained again with.")] = 3,
+    measure: Annotated[str, typer.Option("--measure", help="What a trial is judged by; one of compare's.")] = "",
+    halving: Annotated[
+        int | None, typer.Option("--halving", metavar="ETA", help="Of each rung one in ETA trials goes on, ETA as far.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where trials are kept; searches/NAME by default.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find good values for some fields of a recipe: random search, or successive halving."""
+    from llmlab.race.axes import read_over
+    from llmlab.race.search import search as find
+    from llmlab.race.search_table import table
+    from llmlab.run import read_recipe
+
+    whole, laws = read_recipe(recipe, override or []), read_over(over or [])
+    folder = out or Path("searches") / whole.name
+    done = find(whole, laws, folder, count=trials, seeds=seeds, measure=measure, eta=halving, quiet=quiet)
+    answer(as_json, done, table(done))
+
+
 def recipe(
     name: Annotated[str, typer.Argument(help="The preset to print.")] = "demo",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")] = False,

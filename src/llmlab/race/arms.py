@@ -20,7 +20,7 @@ from llmlab.recipe import override, parse
 from llmlab.run import Run
 
 # What no measure of a race depends on. A race measures its arms itself, so evaluate and quantize are not run.
-ASIDE = ("name", "seed", "compare", "evaluate", "quantize")
+ASIDE = ("name", "seed", "compare", "track", "evaluate", "quantize")
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,13 @@ def check(arms: Sequence[Arm], seeds: Sequence[int], measures: Sequence[Measure]
         other = seen.setdefault(arm.key(0), arm.name)
         if other != arm.name:
             raise InputError("--vary", f"{other} and {arm.name} are one and the same recipe")
-        _buildable(arm)
+        buildable(arm)
     for measure in measures:
-        _comparable(arms, measure)
+        comparable(arms, measure)
 
 
-def _buildable(arm: Arm) -> None:
+def buildable(arm: Arm) -> None:
+    """InputError, naming the arm, where its model cannot be."""
     recipe, length = arm.recipe, arm.length
     if recipe.model is None or recipe.tokenizer is None:
         return
@@ -162,7 +163,7 @@ def _buildable(arm: Arm) -> None:
         raise InputError(f"arm {arm.name}: pretrain.length", problem)
 
 
-def _comparable(arms: Sequence[Arm], measure: Measure) -> None:
+def comparable(arms: Sequence[Arm], measure: Measure) -> None:
     """Refuse to set figures beside each other that are of different things (trap 48)."""
     if measure.compares and any(arm.recipe.tokenizer is None for arm in arms):
         hint = "seconds, peak_bytes and parameters need none"

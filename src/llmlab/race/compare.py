@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +77,9 @@ def race(
     making.check(arms, seeds, measures)
     arms = equalised(arms, equal, adjust)
     making.check(arms, seeds, measures)  # what was made equal may have become the same
-    _own(out)
-    make_deterministic()
-    keep_freed_memory()
     begin = time.monotonic()
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr)
-
-    with ExitStack() as stack:
-        stack.enter_context(lock(out))
-        stop = stack.enter_context(interruptible())
-        session = Session(seeds[0], stop=stop, quiet=quiet)
-        go_on = "the same command goes on; what is finished is kept"
-        try:
-            lives = _lives(arms, seeds, out, session, measures, say)
-        except KeyboardInterrupt:
-            raise Stopped(f"stopped at once; {go_on} in {out}") from None
-        except Stopped as stopped:
-            raise Stopped(f"{stopped}; {go_on} in {out}") from None
-        except OSError as error:
-            if not disk_full(error):
-                raise
-            raise InputError(str(out), "no space left on the disk", f"free some; {go_on}") from None
+    with at_work(out, seeds[0], quiet) as (session, say):
+        lives = _lives(arms, seeds, out, session, measures, say)
         told = dict(settings or {}) | {
             "seeds": list(seeds),
             "measures": [measure.name for measure in measures],
@@ -118,14 +97,42 @@ def race(
     return result
 
 
-def _own(out: Path) -> None:
+@contextmanager
+def at_work(out: Path, seed: int, quiet: bool, what: str = "race") -> Iterator[tuple[Session, Say]]:
+    """The folder, locked, with a session that Ctrl-C can stop and a way to tell how it goes. What stops the work says
+    how to go on. InputError for a folder that holds something else."""
+    own(out, what)
+    make_deterministic()
+    keep_freed_memory()
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    with ExitStack() as stack:
+        stack.enter_context(lock(out))
+        session = Session(seed, stop=stack.enter_context(interruptible()), quiet=quiet)
+        go_on = "the same command goes on; what is finished is kept"
+        try:
+            yield session, say
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped at once; {go_on} in {out}") from None
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}; {go_on} in {out}") from None
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise InputError(str(out), "no space left on the disk", f"free some; {go_on}") from None
+
+
+def own(out: Path, what: str) -> None:
     """Refuse a folder that is there and holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is a file", "--out names a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "lock").is_file():
-        raise InputError(str(out), "exists already and holds no race", "--out names another folder")
+        raise InputError(str(out), f"exists already and holds no {what}", "--out names another folder")
     if (out / "recipe.yaml").exists():
-        raise InputError(str(out), "holds a run, not a race", "--out names another folder")
+        raise InputError(str(out), f"holds a run, not a {what}", "--out names another folder")
 
 
 def _lives(

@@ -6,7 +6,7 @@ step depends on, so a resumed run is bit for bit the unbroken one.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,11 +23,13 @@ from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
 from llmlab.training.adamw import AdamW
 from llmlab.training.checkpointing import Checkpointing, checkpointed
+from llmlab.training.ema import EMA, Average
 from llmlab.training.in_backward import InBackward
 from llmlab.training.optimizers import OptimizerKind
 from llmlab.training.schedules import Schedule, WarmupStableDecay
+from llmlab.training.spikes import SpikeGuard, Watch
 from llmlab.training.state import Checkpoints, Saved, clear_when_full
-from llmlab.training.step import Gradients, NotFinite, added, weight_of
+from llmlab.training.step import Gradients, Made, NotFinite, added, weight_of
 
 B = TypeVar("B")
 Probe = Callable[[Any], Mapping[str, float]]
@@ -54,6 +56,8 @@ class Training(Section):
     in_backward: bool = Field(
         False, description="whether each parameter is updated as soon as its gradient is there; needs clip null"
     )
+    ema: EMA | None = Field(None, description="the average of the weights over the steps is what is looked at and kept")
+    spikes: SpikeGuard | None = Field(None, description="what becomes of a step far above those before; null: nothing")
 
     @model_validator(mode="after")
     def _clips(self) -> "Training":
@@ -61,6 +65,16 @@ class Training(Section):
             raise ValueError(
                 f"in_backward cannot clip to a norm of {self.clip}: it never has the whole gradient (set clip to null)"
             )
+        if self.in_backward and self.spikes is not None:
+            raise ValueError(
+                "in_backward cannot leave out a spike: by then the weights are updated (set spikes to null)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_go_back(self) -> "Training":
+        if self.spikes is not None and self.spikes.kind == "roll_back" and self.keep < 2:
+            raise ValueError("spikes: roll_back needs keep of 2 at least, or a stop pushes out what it goes back to")
         return self
 
 
@@ -96,8 +110,12 @@ def train(
     Returns `steps, resumed_from_step, tokens, learnt_tokens, empty_steps, training` (figures of the last logged rows)
     and, with a probe, `held_out` (its figures of the weights that the model ends with) and `kept_step`.
 
-    Raises `Stopped` after saving when the session asks to stop; `Diverged` at the first loss or gradient that is not
-    finite (the last checkpoint stays); `InputError` when nothing is there to learn, and when the disk is full.
+    With `ema` the probe sees the average of the weights, and the model ends with it. With `spikes` the figures say
+    `skipped_steps`, `roll_backs`, `passed_over_steps` and their `events`; `tokens` are those of the steps that count.
+
+    Raises `Stopped` after saving when the session asks to stop, or to pause after step `session.until`, which is
+    evaluated like a last one; `Diverged` at the first loss or gradient that is not finite (the last checkpoint stays),
+    with `spikes` at one too many; `InputError` when nothing is there to learn, and when the disk is full.
     """
     quick = fused(model) if session.kernels else nullcontext("float32, another device, or switched off")
     again = checkpointed(model, settings.activation_checkpointing)
@@ -128,6 +146,7 @@ class _Loop(Generic[B]):
         self.optimizer = settings.optimizer.build(model)
         if not self.optimizer.parameters:
             raise ValueError("no parameter of the model wants a gradient")
+        self.average, self.watch = Average(settings.ema, self.optimizer.parameters), Watch(settings.spikes)
         inside = InBackward(self.optimizer) if settings.in_backward else None
         self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session, inside)
         self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
@@ -156,7 +175,9 @@ class _Loop(Generic[B]):
                 meter.step(0, self._evaluate())
             while self.step < self.settings.steps:
                 self._stop_if_asked()
-                self._update()
+                if not self._update():
+                    meter.rewind(self.step)
+                    continue
                 meter.step(self.step, self._look())
                 if self._due(self.settings.checkpoint_every):
                     self._save()
@@ -166,15 +187,40 @@ class _Loop(Generic[B]):
 
     # ---------------------------------------------------------------- one step
 
-    def _update(self) -> None:
-        """One optimizer step, or none where nothing is there to learn."""
+    def _update(self) -> bool:
+        """One optimizer step, or none where nothing is there to learn or it would be a spike; False where a spike led
+        back to an earlier step."""
         begin = time.perf_counter()
         batches = self.batches.next(self.model)
         self.optimizer.set_scale(self.settings.schedule.scale(self.step, self.settings.steps))
+        made, spike = self._made(batches)
+        if spike and self._went_back(spike):
+            return False
+        if spike:
+            self.watch.skipped(self.step + 1, spike)
+        else:
+            self._learn(made)
+        self.values["amounts"] = added([self.values["amounts"], made.amounts])
+        self.clock.add(time.perf_counter() - begin, made.amounts)
+        self.step += 1
+        return True
+
+    def _made(self, batches: list[B]) -> tuple[Made, dict[str, float]]:
+        """The gradients of a step, or none and what says that it is a spike."""
         try:
             made = self.gradients.of(batches, self.step)
         except NotFinite as error:
-            raise self._not_finite(error.problem, *error.batches) from None
+            if self.settings.spikes is None:
+                raise self._not_finite(error.problem, *error.batches) from None
+            made = Made(math.nan, amounts=added([self.objective.amounts(batch) for batch in batches]))
+        if made.norm is None:
+            return made, {}
+        spike = self.watch.spike({"loss": self._loss(_ratios(made.terms)), "gradient_norm": made.norm})
+        if spike:
+            self.optimizer.zero_grad()
+        return made, spike
+
+    def _learn(self, made: Made) -> None:
         for kind, sums in (("terms", made.terms), ("window", made.figures)):
             for name, (value, weight) in sums.items():
                 self._note(kind, name, value, weight)
@@ -182,14 +228,23 @@ class _Loop(Generic[B]):
             if not self.settings.in_backward:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+            self.average.update()
             self._note("window", "gradient_norm", made.norm, 1.0)
         self._count_empty(made.norm is None)
-        self.values["amounts"] = added([self.values["amounts"], made.amounts])
-        self.clock.add(time.perf_counter() - begin, made.amounts)
-        self.step += 1
 
-    def _weight(self, term: str) -> float:
-        return weight_of(self.objective, term)
+    def _went_back(self, spike: dict[str, float]) -> bool:
+        """Whether the guard goes back and there is a checkpoint to go back to: then all is as it was there, but for the
+        batches, which go on after the spike."""
+        saved = self.checkpoints.last_of_its_own() if self.watch.goes_back else None
+        if saved is None:
+            return False
+        self.watch.rolled_back(self.step + 1, saved.step, spike, saved.values["spikes"])
+        self.checkpoints.forget_after(saved.step)
+        self._restore(saved)
+        return True
+
+    def _loss(self, means: Mapping[str, float]) -> float:
+        return sum(weight_of(self.objective, name) * mean for name, mean in means.items())
 
     def _count_empty(self, empty: bool) -> None:
         self.values["empty_steps"] += empty
@@ -220,29 +275,33 @@ class _Loop(Generic[B]):
 
     def _look(self) -> dict[str, float]:
         """The row of this step: means since the last row, rates, evaluation. Empty where none is due."""
-        row: dict[str, float] = {}
+        row = self.watch.row()
         if self._due(self.settings.log_every):
             row |= self._means()
             self.values |= {"training": dict(row), "terms": {}, "window": {}}
             row |= self.clock.read()
-        if self._due(self.settings.evaluate_every):
+        if self._due(self.settings.evaluate_every) or self.step == self.session.until:
             row |= self._evaluate()
         return row
 
     def _means(self) -> dict[str, float]:
         terms, others = _ratios(self.values["terms"]), _ratios(self.values["window"])
-        row = {"loss": sum(self._weight(name) * mean for name, mean in terms.items())} if terms else {}
+        row = {"loss": self._loss(terms)} if terms else {}
         scale = self.settings.schedule.scale(self.step - 1, self.settings.steps)
         row |= terms if len(terms) > 1 else {}
         return row | others | {"learning_rate": scale * self.settings.optimizer.lr}
 
     def _evaluate(self) -> dict[str, float]:
-        """The probe's figures of the weights as they are; the best weights so far are put aside."""
+        """The probe's figures of the weights as they are, or of their average; the best so far are put aside."""
         if self.probe is None:
             return {}
+        with self.average.shown():
+            return self._probed(self.probe)
+
+    def _probed(self, probe: Probe) -> dict[str, float]:
         self.model.eval()
         with torch.no_grad():
-            figures = {name: float(value) for name, value in self.probe(self.model).items()}
+            figures = {name: float(value) for name, value in probe(self.model).items()}
         self.model.train()
         self.values["held_out"] = figures
         if self.best_name:
@@ -282,27 +341,34 @@ class _Loop(Generic[B]):
         weights = self._weights()
         if broken := next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None):
             raise self._not_finite(f"after it {broken} holds values that are not finite", at=self.step)
-        self.checkpoints.save(Saved(self.step, weights, self.optimizer.state(), self.batches.state(), self.values))
+        moments = self.optimizer.state() | self.average.state()
+        values = self.values | ({"spikes": self.watch.state} if self.settings.spikes is not None else {})
+        self.checkpoints.save(Saved(self.step, weights, moments, self.batches.state(), values))
 
     def _resume(self) -> int:
         """Take the newest checkpoint; the step it is of, 0 where there is none."""
         saved = self.checkpoints.newest()
         if saved is None:
             return 0
-        now = _binding(self.settings)
-        for name, value in saved.values["settings"].items():
-            if value != now[name]:
-                raise InputError(
-                    str(self.out), f"its checkpoint has {name} {value}, now it is {now[name]}", "take a new --out"
-                )
-        self._take(saved.weights)
-        self.optimizer.load(saved.optimizer)
+        now, then = _binding(self.settings), saved.values["settings"]
+        for name in then | now:
+            if then.get(name) != now.get(name):
+                told = f"its checkpoint has {name} {then.get(name)}, now it is {now.get(name)}"
+                raise InputError(str(self.out), told, "take a new --out")
+        self._restore(saved)
         self.batches.load(saved.batches)
-        self.step, self.values = saved.step, saved.values
+        self.watch.state = saved.values.get("spikes", self.watch.state)
         return saved.step
 
+    def _restore(self, saved: Saved) -> None:
+        """Everything but batches and guard as it was."""
+        self._take(saved.weights)
+        self.optimizer.load(self.average.load(saved.optimizer))
+        self.step, self.values = saved.step, {name: saved.values[name] for name in saved.values if name != "spikes"}
+
     def _stop_if_asked(self) -> None:
-        if self.session.stop.requested:
+        paused = self.session.until is not None and self.step >= self.session.until
+        if self.session.stop.requested or paused:
             if self.step and self.step not in self.checkpoints.steps():
                 self._save()
             saved = f"; its state is saved in {self.out}" if self.step else ""
@@ -310,13 +376,15 @@ class _Loop(Generic[B]):
 
     def _finish(self, resumed: int) -> Figures:
         figures: Figures = {"steps": self.step, "resumed_from_step": resumed, **self.values["amounts"]}
-        figures |= {name: self.values[name] for name in ("empty_steps", "training")}
+        figures |= {name: self.values[name] for name in ("empty_steps", "training")} | self.watch.figures()
         if self.probe is not None:
             figures |= {"held_out": self.values["held_out"], "kept_step": self.step}
         if self.values["best"] is not None:
             best = self.values["best"]
             self._take(self.checkpoints.load_best(best["step"]))
             figures |= {"held_out": best["figures"], "kept_step": best["step"]}
+        elif average := self.average.weights():
+            self._take(average)
         self.model.eval()
         return figures
 
@@ -341,8 +409,9 @@ class _Clock:
 
 def _binding(settings: Training) -> dict[str, Any]:
     """The settings that a half-done training cannot change: its horizon and its update rule."""
-    return settings.model_dump(mode="json", include={"steps", "optimizer", "schedule", "clip"})
+    habits = {name for name in ("ema", "spikes") if getattr(settings, name) is not None}
+    return settings.model_dump(mode="json", include={"steps", "optimizer", "schedule", "clip"} | habits)
 
 
-def _ratios(totals: Mapping[str, list[float]]) -> dict[str, float]:
+def _ratios(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}

@@ -7,10 +7,10 @@ checkpoints/step-000100/weights.safetensors     trained parameters, by name
 best/step-000080/weights.safetensors            the best weights that a kept checkpoint speaks of
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from torch import Tensor
 from llmlab.data.state import State
 from llmlab.errors import InputError
 from llmlab.runtime import atomic_folder, atomic_json, atomic_safetensors, disk_full, remove_leftovers
+
+BROKEN = (FileNotFoundError, ValueError, KeyError, SafetensorError)  # how a file that is not whole shows
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,23 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self._read(self._path(step))
-            except (FileNotFoundError, ValueError, KeyError, SafetensorError):
+            except BROKEN:
                 shutil.rmtree(self._path(step))
         return None
+
+    def last_of_its_own(self) -> Saved | None:
+        """The newest that was not written to stop, so the same one whether a training was stopped or not."""
+        for step in reversed([step for step in self.steps() if step % self._every == 0]):
+            with contextlib.suppress(*BROKEN):
+                return self._read(self._path(step))
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Remove what is of later steps: these come again, and otherwise."""
+        for folder in (self.folder, self.best):
+            for path in folder.glob("step-*"):
+                if int(path.name.removeprefix("step-")) > step:
+                    shutil.rmtree(path)
 
     def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Under a name of its own: the best of the last checkpoint stays until a checkpoint speaks of this one."""
@@ -110,7 +126,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def clear_when_full(out: Path) -> Iterator[None]:
     """A full disk is one clear line. What was saved before is untouched: writes go beside and are renamed."""
     try:
