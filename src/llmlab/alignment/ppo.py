@@ -117,7 +117,8 @@ def ppo(section: PPO, base: Bundle, reward_folder: Path, out: Path, session: Ses
     )
     figures = train(model, PPOObjective(section.clipping), batches, section.training, out, session)
     with clear_when_full(out):
-        save_adapter(out / "adapter", model.base, str(section.roles.policy.adapter), reference_to(base))
+        name = str(section.roles.policy.adapter)
+        session.world.told(lambda: save_adapter(out / "adapter", model.base, name, reference_to(base)))
     figures |= {"rollouts": batches.rollouts, "data": {"prompts": len(prompts.prompts), "refused": prompts.refused}}
     before, after = (
         look(model, role, held.prompts, section.sampling, renderer.stop_ids, judge, session)

@@ -89,7 +89,9 @@ def reward(section: Reward, base: Bundle, out: Path, session: Session) -> Figure
     right, scores = judged(model, held.once())
     figures["score_mean"], figures["score_deviation"] = standardise(model, scores)
     with clear_when_full(out):
-        save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base), model.head("reward"))
+        session.world.told(
+            lambda: save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base), model.head("reward"))
+        )
     figures["data"] = {"pairs": len(batches.tags), "refused": batches.refused, "skipped": reading.skipped}
     return figures | accuracy_by_tag(right, held.tags)
 

@@ -19,7 +19,8 @@ from llmlab.errors import Diverged, InputError, Stopped
 from llmlab.objectives.objective import Objective
 from llmlab.recipe import Section
 from llmlab.stages import Figures, Session
-from llmlab.training.optimizers import AdamW, OptimizerKind
+from llmlab.training.optimizers import AdamW, OptimizerKind, trained
+from llmlab.training.parallel.choice import ranks_of
 from llmlab.training.schedules import Schedule, WarmupStableDecay
 from llmlab.training.state import Checkpoints, Saved, clear_when_full
 from llmlab.training.step import Gradients, NotFinite, added, weight_of
@@ -96,18 +97,20 @@ class _Loop(Generic[B]):
         probe: Probe | None,
         best: str | None,
     ) -> None:
-        self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
-        self.out, self.session, self.probe = out, session, probe
+        self.objective, self.batches, self.settings = objective, batches, settings
+        self.out, self.session, self.probe, self.world = out, session, probe, session.world
         self.best_name, self.best_sign = (
             (best.removeprefix("-"), -1.0 if best.startswith("-") else 1.0) if best else ("", 1.0)
         )
         if best and probe is None:
             raise ValueError("best names a figure of the probe, and there is no probe")
-        self.optimizer = settings.optimizer.build(model)
-        if not self.optimizer.parameters:
+        if not trained(model):
             raise ValueError("no parameter of the model wants a gradient")
-        self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session)
-        self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
+        self.ranks = ranks_of(session, model, settings.optimizer.kind)
+        self.model = self.ranks.model
+        self.optimizer = settings.optimizer.build(self.ranks.owned)
+        self.gradients = Gradients(self.ranks, objective, settings.clip, session)
+        self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every, self.ranks)
         self.step = 0
         # All that a resumed run needs beside weights, optimizer and batches. JSON, no times.
         self.values: dict[str, Any] = {
@@ -156,8 +159,7 @@ class _Loop(Generic[B]):
                 self._note(kind, name, value, weight)
         if made.norm is not None:
             self.optimizer.set_scale(self.settings.schedule.scale(self.step, self.settings.steps))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.ranks.update(self.optimizer)
             self._note("window", "gradient_norm", made.norm, 1.0)
         self._count_empty(made.norm is None)
         self.values["amounts"] = added([self.values["amounts"], made.amounts])
@@ -218,8 +220,9 @@ class _Loop(Generic[B]):
             return {}
         self.model.eval()
         with torch.no_grad():
-            figures = {name: float(value) for name, value in self.probe(self.model).items()}
+            seen = {name: float(value) for name, value in self.probe(self.model).items()}
         self.model.train()
+        figures = self.world.told(lambda: seen)  # of two machines' last bits, one decides what is best
         self.values["held_out"] = figures
         if self.best_name:
             value = self.best_sign * figures[self.best_name]
@@ -240,23 +243,23 @@ class _Loop(Generic[B]):
         return {name: parameter.detach() for name, parameter in self.optimizer.parameters.items()}
 
     def _take(self, weights: Mapping[str, Tensor]) -> None:
-        mine = self.optimizer.parameters
-        for name in sorted(mine.keys() | weights.keys()):
-            if name not in mine or name not in weights:
+        for name in sorted(self.ranks.shapes.keys() | weights.keys()):
+            if name not in self.ranks.shapes or name not in weights:
                 raise InputError(str(self.out), f"its checkpoint and this model differ in {name!r}", "take a new --out")
-            if mine[name].shape != weights[name].shape:
-                shapes = f"{list(weights[name].shape)} and {list(mine[name].shape)}"
-                raise InputError(
-                    str(self.out), f"its checkpoint and this model differ in the shape of {name!r}", shapes
-                )
         with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(weights[name])
+            for name, parameter in self.optimizer.parameters.items():
+                whole, shape = weights[name], self.ranks.shapes[name]
+                if whole.shape != shape:
+                    problem = f"its checkpoint and this model differ in the shape of {name!r}"
+                    raise InputError(str(self.out), problem, f"{list(whole.shape)} and {list(shape)}")
+                parameter.copy_(self.ranks.part(name, whole))
+        self.ranks.spread()
 
     def _save(self) -> None:
         """A checkpoint of weights that are numbers: others would push out the last that can be gone on from."""
         weights = self._weights()
-        if broken := next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None):
+        here = next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None)
+        if broken := next(filter(None, self.world.all(lambda: here)), None):
             raise self._not_finite(f"after it {broken} holds values that are not finite", at=self.step)
         self.checkpoints.save(Saved(self.step, weights, self.optimizer.state(), self.batches.state(), self.values))
 
@@ -272,13 +275,13 @@ class _Loop(Generic[B]):
                     str(self.out), f"its checkpoint has {name} {value}, now it is {now[name]}", "take a new --out"
                 )
         self._take(saved.weights)
-        self.optimizer.load(saved.optimizer)
+        self.optimizer.load(self.ranks.parts(saved.optimizer))
         self.batches.load(saved.batches)
         self.step, self.values = saved.step, saved.values
         return saved.step
 
     def _stop_if_asked(self) -> None:
-        if self.session.stop.requested:
+        if self.session.asked_to_stop():
             if self.step and self.step not in self.checkpoints.steps():
                 self._save()
             saved = f"; its state is saved in {self.out}" if self.step else ""
@@ -293,6 +296,7 @@ class _Loop(Generic[B]):
             best = self.values["best"]
             self._take(self.checkpoints.load_best(best["step"]))
             figures |= {"held_out": best["figures"], "kept_step": best["step"]}
+        self.ranks.finish()
         self.model.eval()
         return figures
 
