@@ -37,6 +37,8 @@ class FullyShardedRanks(Ranks):
             self._cut = Cut(base, world.rank % tensor, tensor, mesh.get_group("tensor"))
         self._data = mesh.get_group("data")
         _shard(base, mesh["data"])
+        # Kept from now on: what is put together for an evaluation is no piece meanwhile.
+        self._spread = {name for name, parameter in trained(replica).items() if _is_piece(parameter)}
         self._pieces = {name: self._piece(name, parameter) for name, parameter in trained(replica).items()}
         self._mine = {name: p if not _is_piece(p) else nn.Parameter(_local(p)) for name, p in trained(replica).items()}
         super().__init__(world, replica, held(self._mine))
@@ -72,7 +74,7 @@ class FullyShardedRanks(Ranks):
 
     def add_gradients(self) -> None:
         """Those of pieces were added up with each micro-batch; what is no piece (a scalar head) is added up here."""
-        whole = {name: p for name, p in trained(self.model).items() if not _is_piece(p)}
+        whole = {name: p for name, p in trained(self.model).items() if name not in self._spread}
         if whole:
             add_gradients(whole, self.world, self._data)
         for name, parameter in trained(self.model).items():
@@ -90,10 +92,10 @@ class FullyShardedRanks(Ranks):
         of_both: list[Tensor] = []  # cut by tensor and by fsdp; by fsdp alone; by none
         of_data: list[Tensor] = []
         of_none: list[Tensor] = []
-        for name, parameter in trained(self.model).items():
-            if (gradient := self._mine[name].grad) is not None:
+        for name, parameter in self._mine.items():
+            if (gradient := parameter.grad) is not None:
                 both = name.removeprefix(self._before) in cut
-                (of_both if both else of_data if _is_piece(parameter) else of_none).append(gradient)
+                (of_both if both else of_data if name in self._spread else of_none).append(gradient)
         if not of_both:
             return norm_of_pieces(of_data, of_none, lambda square: add_up([square], self._data))
         inner = norm_of_pieces(of_both, [], lambda square: add_up([square]))
@@ -136,7 +138,7 @@ class FullyShardedRanks(Ranks):
         cut = self._cut is not None and name.removeprefix(self._before) in self._cut.dims
         if not cut and self.world.rank % self._tensor:
             return False
-        return self.reader == 0 or _is_piece(self.model.get_parameter(name))
+        return self.reader == 0 or name in self._spread
 
 
 def _shard(base: Any, mesh: Any) -> None:
@@ -152,6 +154,7 @@ def _shard(base: Any, mesh: Any) -> None:
         register_fsdp_forward_method(base, name)
     for module in base.modules():
         if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
 
 

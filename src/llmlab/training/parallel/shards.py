@@ -7,6 +7,7 @@ ranks is to put a tensor together and slice it. (`torch.distributed.checkpoint` 
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ class Pieces(Mapping[str, Tensor]):
         names = {piece["file"] for entry in self._index.values() for piece in entry["pieces"]}
         # Opened now, so that a file which is cut shows before anything is taken from the others.
         self._files: dict[str, Any] = {name: safe_open(index.parent / name, framework="pt") for name in sorted(names)}
+        for key, entry in self._index.items():
+            shapes = (self._files[piece["file"]].get_slice(key).get_shape() for piece in entry["pieces"])
+            if sum(map(math.prod, shapes)) != math.prod(entry["shape"]):
+                raise ValueError(f"{index}: the pieces of {key} do not make it whole")
 
     def __getitem__(self, key: str) -> Tensor:
         entry = self._index[key]

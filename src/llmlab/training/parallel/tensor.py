@@ -218,6 +218,8 @@ class TensorRanks(Ranks):
         whole = [gradient for name, gradient in gradients.items() if name not in self._cut.dims]
         return norm_of_pieces(cut, whole, lambda square: add_up([square], self._cut.group))
 
+    def spread(self) -> None: ...
+
     def finish(self) -> None:
         give_back(self._given, self.model, lambda name, p: self._cut.whole(name.removeprefix(self._before), p.data))
 
