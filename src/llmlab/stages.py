@@ -55,6 +55,11 @@ class Session:
         """Of the first rank; the others' takes everything and says nothing."""
         return Meter(folder, name, total, self.quiet) if self.world.first else Unheard()
 
+    @property
+    def apart(self) -> bool:
+        """Whether each rank can go through the model on its own."""
+        return self.world.alone or getattr(self.parallel, "kind", "ddp") in ("ddp", "zero1")
+
     def asked_to_stop(self) -> bool:
         """Whether any rank was; all ask at the same place."""
         return self.world.any(self.stop.requested)

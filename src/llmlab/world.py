@@ -62,7 +62,7 @@ class World:
             return
         import torch.distributed as dist
 
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo"
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         yield  # whoever leaves by an error leaves at once: the others may not be where a farewell would find them
         dist.barrier()

@@ -34,6 +34,8 @@ from llmlab.world import World
 
 V, ROWS, LENGTH = 13, 11, 8
 WAYS: dict[str, Any] = {"ddp": DDP(), "zero1": Zero1(), "fsdp": FSDP(), "tensor": TensorParallel()}
+# What needs four ranks to differ from the ways above.
+PLANES: dict[str, Any] = {"fsdp of tensor": FSDP(tensor=2), "replicas of tensor": TensorParallel(size=2)}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     # Norms of heads and a learnt activation are on every rank of `tensor`, their gradients in parts.
@@ -109,12 +111,12 @@ class Life:
         self.folder, self.world = folder, world
 
     def session(self, way: str) -> Session:
-        return Session(world=self.world, parallel=None if self.world.alone else WAYS[way])
+        return Session(world=self.world, parallel=None if self.world.alone else (WAYS | PLANES)[way])
 
-    def gradients(self) -> dict[str, dict[str, list[float]]]:
+    def gradients(self, *ways: str) -> dict[str, dict[str, list[float]]]:
         """This rank's parts of the first step's gradients in float64, put where they lie in the whole ones."""
         told = {}
-        for way in ["alone"] if self.world.alone else WAYS:
+        for way in ["alone"] if self.world.alone else ways or WAYS:
             for kind in MODELS:
                 ranks = ranks_of(self.session(way), model_of(kind).double(), "adamw")
                 made = Gradients(ranks, Exact(), 0.5, Session()).of(Rows().next(None), 0)
@@ -126,10 +128,10 @@ class Life:
                 }
         return told
 
-    def curves(self) -> dict[str, Any]:
+    def curves(self, *ways: str) -> dict[str, Any]:
         """Trainings to the end, and on the way bytes of each kind."""
         told = {}
-        for way in ["alone"] if self.world.alone else WAYS:
+        for way in ["alone"] if self.world.alone else ways or WAYS:
             for kind in MODELS:
                 out = self.folder / f"{way}-{kind}"
                 model = model_of(kind)
