@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from llmlab.data.batch import IGNORE, Batch
 from llmlab.data.order import ShuffledOrder
@@ -135,9 +135,7 @@ class Life:
             for kind in MODELS:
                 out = self.folder / f"{way}-{kind}"
                 model = model_of(kind)
-                figures = train(
-                    model, Exact(), Rows(), settings(6), out, self.session(way), probe=probe, best="score"
-                )
+                figures = train(model, Exact(), Rows(), settings(6), out, self.session(way), probe=probe, best="score")
                 told[f"{way} {kind}"] = {"figures": figures, "weights": weights_of(model)}
         return told
 
@@ -191,7 +189,7 @@ class Life:
             (self.folder / f"{out}.json").write_text(json.dumps(weights_of(model)))
 
     def dies(self, way: str, out: str, call: str, calls: int) -> None:
-        """Killed in the middle of a save, at the first rank's so manyeth call of `os.CALL` after step 2's is written."""
+        """Killed in the middle of a save: at its so manyeth call of `os.CALL` after that of step 2."""
         plain, left = getattr(os, call), calls
 
         def dying(*arguments: Any) -> Any:

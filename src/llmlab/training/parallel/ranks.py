@@ -195,9 +195,8 @@ def owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
     """Who owns which parameter: the largest first, each to the rank that has least. InputError for fewer parameters
     than ranks."""
     if len(sizes) < ranks:
-        raise InputError(
-            "parallel", f"zero1 shares out {len(sizes)} trained tensors, {ranks} ranks are more", "use ddp"
-        )
+        problem = f"zero1 shares out whole tensors, and {len(sizes)} are trained for {ranks} ranks"
+        raise InputError("parallel", problem, "use ddp")
     load, owner = [0] * ranks, {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         owner[name] = load.index(min(load))
