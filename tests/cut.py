@@ -1,6 +1,6 @@
 """llmlab's command line, cut short once: `python cut.py stop|kill AT llmlab's arguments...`, for tests/test_ranks.py.
 
-`stop`: the last rank is asked to stop (SIGTERM) in its step AT of the first training it does. `kill`: the last rank
+`stop`: the last rank is asked to stop (SIGTERM) in its step AT of the first training it does. `kill`: the first rank
 dies (SIGKILL) at its call AT of fsync in the second save of the first training. A process that torchrun started again
 lives on without a cut.
 """
@@ -49,6 +49,6 @@ def kill(at: int) -> None:
 if __name__ == "__main__":
     way, at, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[:1] + sys.argv[3:]
     world = World.of_environment()
-    if world.rank == world.size - 1 and not world.restarts:
+    if world.rank == {"stop": world.size - 1, "kill": 0}[way] and not world.restarts:
         {"stop": stop, "kill": kill}[way](at)
     main()

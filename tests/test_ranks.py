@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -121,7 +120,7 @@ class Case(NamedTuple):
 
 
 EVERYTHING = [Case(stage, ranks, way) for stage in STAGES for ranks in (1, 2) for way in ("stop", "kill")]
-SOME = [Case("dpo", 2, "stop"), Case("ppo", 2, "kill")]  # one process has test_run.py
+SOME = [Case("dpo", 2, "stop")]  # one process has test_run.py, a kill the test of torchrun
 
 
 @pytest.mark.parametrize(
@@ -140,8 +139,11 @@ def test_resumed_is_bit_for_bit(lives: dict[int, Path], tmp_path: Path, case: Ca
         at = chance.randrange(0, 6)
         expected, code = every, -signal.SIGKILL
     ended = live(out, case.ranks, *without, "--resume", cut=(case.way, str(at)))
-    assert ended.codes[-1] == code, "\n".join(ended.errors)
-    assert len(ended.errors) <= 1 if case.way == "stop" else True
+    assert code in ended.codes, "\n".join(ended.errors)
+    if case.way == "stop":
+        assert ended.codes == [130] * case.ranks
+        assert len(ended.errors) == 1
+        assert "--resume" in ended.errors[0]
     ended = live(out, case.ranks, *without, "--resume")
     assert ended.codes == [0] * case.ranks, "\n".join(ended.errors)
     stage = next(stage for stage in ended.answer["stages"] if stage["name"] == case.stage)
@@ -153,36 +155,29 @@ def test_resumed_is_bit_for_bit(lives: dict[int, Path], tmp_path: Path, case: Ca
 
 
 def test_torchrun_starts_a_killed_rank_again(lives: dict[int, Path], tmp_path: Path) -> None:
-    """Without --resume: that it is a second start is torchrun's to say."""
+    """In the middle of a save of PPO: the job ends as if nothing had been."""
     out = tmp_path / "restarted"
-    ignored = shutil.ignore_patterns(*STAGES, "lock")
-    shutil.copytree(lives[2], out, ignore=ignored)
-    later = [f"{stage}=null" for stage in STAGES[1:]]
+    shutil.copytree(lives[2], out, ignore=shutil.ignore_patterns("ppo", "lock", "recipe.yaml"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", str(CUT)]
-    command += ["kill", "2", "run", "smoke", *QUICK, *later, "--out", str(out), "--resume", "--json", "--quiet"]
+    command += ["kill", "2", "run", "smoke", *QUICK, "--out", str(out), "--resume", "--json", "--quiet"]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr.decode()
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["stages"][-1]["resumed_from_step"] == EVERY["pretrain"]
-    assert weights_of(out / "pretrain") == weights_of(lives[2] / "pretrain")
+    assert answer["stages"][-1]["resumed_from_step"] == EVERY["ppo"]
+    assert weights_of(out / "ppo") == weights_of(lives[2] / "ppo")
+    assert curve(out / "ppo") == curve(lives[2] / "ppo")
 
 
 # ---------------------------------------------------------------- refused
 
 
-def test_one_line_and_the_exit_code_whoever_finds_it(tmp_path: Path) -> None:
-    """A batch too small for the ranks (all find it), a folder that is there (the first finds it)."""
-    ended = live(tmp_path / "new", 2, "dpo.micro_batch=8")
+def test_one_line_and_the_exit_code_on_all_ranks(tmp_path: Path) -> None:
+    """Of a folder that is there, which the first rank alone looks at."""
+    (tmp_path / "thesis.txt").write_text("precious")
+    ended = live(tmp_path, 2)
     assert ended.codes == [2, 2]
-    assert len(ended.errors) == 1
-    assert "dpo.micro_batch: world size larger than the batch" in ended.errors[0]
-    assert "(lower micro_batch to 4)" in ended.errors[0]
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "thesis.txt").write_text("precious")
-    ended = live(tmp_path / "there", 2)
-    assert ended.codes == [2, 2]
-    assert [re.sub(".*there: ", "", line) for line in ended.errors] == [
-        "exists already (--resume goes on with it; --out names another folder)"
+    assert ended.errors == [
+        f"llmlab: {tmp_path}: exists already (--resume goes on with it; --out names another folder)"
     ]
 
 

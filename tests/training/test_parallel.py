@@ -82,9 +82,11 @@ def one(folder: Path, two: list[Told]) -> Told:
 
 @pytest.fixture(scope="module")
 def again(folder: Path, one: Told) -> Path:
-    """Two processes again: to the end what one went on with; and an unbroken run that they lived alone."""
+    """Two processes again: to the end what one went on with, and what was killed; and what nothing befell."""
+    live(folder, [["dies", "fsdp", "killed"]], code=SIGNAL)
+    assert [path.name for path in (folder / "killed" / "checkpoints").glob("step-*")] == ["step-000002"]
     jobs = [["stopped", way, f"cut-{way}", 0] for way in WAYS]
-    live(folder, [*jobs, ["stopped", "zero1", "whole-zero1", 0], ["stopped", "fsdp", "whole-fsdp", 0]])
+    live(folder, [*jobs, ["stopped", "fsdp", "killed", 0], ["stopped", "fsdp", "whole", 0]])
     return folder
 
 
@@ -210,38 +212,37 @@ def test_two_ranks_then_one_then_two(again: Path, way: str) -> None:
     assert pieces <= names if way != "ddp" else "weights.safetensors" in names
 
 
-KILLS = [("zero1", "fsync", 1), ("fsdp", "rename", 0)]
-
-
-@pytest.fixture(scope="module")
-def killed(again: Path) -> Path:
-    """Runs whose ranks died by kill -9, and went on."""
-    for way, call, calls in KILLS:
-        live(again, [["dies", way, f"killed-{way}", call, calls]], code=SIGNAL)
-        checkpoints = again / f"killed-{way}" / "checkpoints"
-        assert [path.name for path in checkpoints.glob("step-*")] == ["step-000002"]
-        if call == "rename":  # no rank was left to tidy up
-            assert list(checkpoints.glob(".step-000004*.tmp"))
-    live(again, [["stopped", way, f"killed-{way}", 0] for way, _, _ in KILLS])
-    return again
-
-
-@pytest.mark.parametrize("way", [way for way, _, _ in KILLS])
-def test_killed_in_the_middle_of_a_save(killed: Path, way: str) -> None:
-    """One rank while a sharded checkpoint is written, or all before its rename: the last good one loads, and the end
-    is bit for bit that of two ranks which nothing befell."""
-    ours, whole = killed / f"killed-{way}", killed / f"whole-{way}"
-    assert (killed / f"killed-{way}.json").read_text() == (killed / f"whole-{way}.json").read_text()
-    assert curve(ours) == curve(whole)
-    files = list((whole / "checkpoints").rglob("*.safetensors"))
+def test_killed_in_the_middle_of_a_sharded_save(again: Path) -> None:
+    """One rank, by kill -9: the last good checkpoint loads, and the end is bit for bit that of two ranks which nothing
+    befell."""
+    assert (again / "killed.json").read_text() == (again / "whole.json").read_text()
+    assert curve(again / "killed") == curve(again / "whole")
+    files = list((again / "whole" / "checkpoints").rglob("*.safetensors"))
     assert len(files) == 2 * 5  # two checkpoints: weights and optimizer of each rank, and the batches
     for file in files:
-        assert file.read_bytes() == (ours / file.relative_to(whole)).read_bytes()
-    assert not list(ours.rglob("*.tmp"))
+        assert file.read_bytes() == (again / "killed" / file.relative_to(again / "whole")).read_bytes()
+    assert not list((again / "killed").rglob("*.tmp"))
 
 
-def test_a_piece_that_is_missing_or_cut_gives_way_to_the_checkpoint_before(killed: Path) -> None:
-    out = killed / "whole-fsdp"
+@pytest.mark.parametrize("way", ["fsdp of tensor", "replicas of tensor"])
+@pytest.mark.skipif("LLMLAB_FULL" not in os.environ, reason="four processes: LLMLAB_FULL=1")
+def test_two_by_two_ranks(one: Told, tmp_path: Path, way: str) -> None:
+    """Linears cut across two, and that across two more, or twice over: gradients in float64, curves in float32."""
+    told = live(tmp_path, [["gradients", way], ["curves", way]], ranks=4)
+    for kind in KINDS:
+        whole = one["['gradients']"][f"alone {kind}"]
+        parts = [rank[str(["gradients", way])][f"{way} {kind}"] for rank in told]
+        for name in whole:
+            mine = sum(tensor(part[name]) for part in parts if name in part)
+            if name in ("norm", "loss"):
+                mine = mine / 4
+            assert float((torch.as_tensor(mine) - tensor(whole[name])).abs().max()) < 1e-10
+        weights = told[0][str(["curves", way])][f"{way} {kind}"]["weights"]
+        assert furthest(weights, one["['curves']"][f"alone {kind}"]["weights"]) < 2e-5
+
+
+def test_a_piece_that_is_missing_or_cut_gives_way_to_the_checkpoint_before(again: Path) -> None:
+    out = again / "whole"
     newest = Checkpoints(out, keep=2).newest()
     assert newest is not None
     assert newest.step == 6

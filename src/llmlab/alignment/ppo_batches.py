@@ -182,7 +182,7 @@ class PPOBatches(Generic[P]):
         self._at.rollouts, self._at.taken = number + 1, 0
         return figures
 
-    def _answers(self, model: RoleModel, ids: Sequence[list[int]], seeds: Sequence[int]) -> list[Completion]:
+    def _answers(self, model: RoleModel, ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
         """One to each prompt, by the noise of its own seed. Ranks that have whole models draw a share each; where a
         forward pass takes all ranks, all draw all, and the first rank's count."""
         world = self.session.world
