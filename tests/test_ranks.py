@@ -120,7 +120,7 @@ class Case(NamedTuple):
 
 
 EVERYTHING = [Case(stage, ranks, way) for stage in STAGES for ranks in (1, 2) for way in ("stop", "kill")]
-SOME = [Case("dpo", 2, "stop")]  # one process has test_run.py, a kill the test of torchrun
+SOME = [Case("reward", 1, "kill")]  # two ranks are stopped and killed below, other stages of one in test_run.py
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,16 @@ def test_resumed_is_bit_for_bit(lives: dict[int, Path], tmp_path: Path, case: Ca
     assert not list(out.rglob("*.tmp"))
 
 
-def test_torchrun_starts_a_killed_rank_again(lives: dict[int, Path], tmp_path: Path) -> None:
-    """In the middle of a save of PPO: the job ends as if nothing had been."""
+def test_stopped_and_then_started_again_by_torchrun(lives: dict[int, Path], tmp_path: Path) -> None:
+    """PPO on two ranks: one is asked to stop and all save; then one is killed in the middle of a save, and torchrun
+    starts all again. The end is as if nothing had been."""
     out = tmp_path / "restarted"
-    shutil.copytree(lives[2], out, ignore=shutil.ignore_patterns("ppo", "lock", "recipe.yaml"))
+    shutil.copytree(lives[2], out, ignore=shutil.ignore_patterns("ppo", "lock"))
+    ended = live(out, 2, "--resume", cut=("stop", "2"))
+    assert ended.codes == [130, 130], "\n".join(ended.errors)
+    assert len(ended.errors) == 1
+    assert "stopped after step 2 of 8" in ended.errors[0]
+    assert "Go on with: torchrun --nproc-per-node 2 -m llmlab run" in ended.errors[0]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", str(CUT)]
     command += ["kill", "2", "run", "smoke", *QUICK, "--out", str(out), "--resume", "--json", "--quiet"]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
