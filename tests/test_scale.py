@@ -1,10 +1,11 @@
-"""docs/scale.md keeps its promises: its commands are lives that so many ranks can live, its table is the arithmetic's."""
+"""docs/scale.md keeps its promises: so many ranks can live its commands, and its table is what the arithmetic says."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_every_command_is_a_life_for_its_ranks(command: str) -> None:
     words = shlex.split(command)
     after = words[words.index("run") + 1 :]
     recipe = read_recipe(after[0], [word for word in after if "=" in word])
-    given = dict(zip(words, words[1:], strict=False))
+    given = dict(pairwise(words))
     size = int(given["--nproc-per-node"]) * int(given.get("--nnodes", "1"))
     check_ranks(recipe, World(size=size))
     if isinstance(recipe.parallel, FSDP | TensorParallel):

@@ -156,6 +156,10 @@ def _shard(base: Any, mesh: Any) -> None:
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+            # Room for the whole weights is made now: made while answers are drawn (in inference mode), no training could
+            # write in it.
+            module.unshard()
+            module.reshard()
 
 
 def _is_piece(parameter: Tensor) -> bool:
