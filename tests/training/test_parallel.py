@@ -57,7 +57,7 @@ def live(folder: Path, jobs: Sequence[Sequence[Any]], ranks: int = 2, code: int 
     return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
 
 
-JOBS = [["gradients"], ["curves"], ["muon"], ["bytes"]]
+JOBS = [["gradients"], ["looks"], ["curves"], ["muon"], ["bytes"]]
 CUT = [["stopped", way, f"cut-{way}", 3] for way in WAYS]  # two ranks, then one, then two again
 FULL = [["full", way, f"full-{way}"] for way in ("ddp", "fsdp")]
 Told = dict[str, Any]
@@ -139,6 +139,12 @@ def test_every_rank_ends_with_the_whole_model(one: Told, two: list[Told], way: s
     weights = [told["['curves']"][f"{way} plain"]["weights"] for told in two]
     assert weights[0] == weights[1]
     assert furthest(weights[0], one["['curves']"]["alone plain"]["weights"]) < 1e-5
+
+
+def test_a_step_after_answers_were_drawn(one: Told, two: list[Told]) -> None:
+    """PPO draws in inference mode before it trains: what fsdp puts together then must be writable later."""
+    for told in two:
+        assert told["['looks']"] == pytest.approx(dict.fromkeys(WAYS, one["['looks']"]["alone"]), rel=1e-5)
 
 
 def test_an_optimizer_that_needs_whole_matrices(one: Told, two: list[Told]) -> None:

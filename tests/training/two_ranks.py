@@ -128,6 +128,16 @@ class Life:
                 }
         return told
 
+    def looks(self) -> dict[str, float]:
+        """The norm of a first step after an answer was drawn, in inference mode, by each way."""
+        told = {}
+        for way in ["alone"] if self.world.alone else WAYS:
+            ranks = ranks_of(self.session(way), model_of("plain"), "adamw")
+            with torch.inference_mode():
+                probe(ranks.model)
+            told[way] = Gradients(ranks, Exact(), None, Session()).of(Rows().next(None), 0).norm or 0.0
+        return told
+
     def curves(self, *ways: str) -> dict[str, Any]:
         """Trainings to the end, and on the way bytes of each kind."""
         told = {}
