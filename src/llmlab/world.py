@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ A = TypeVar("A")
 # A rank may wait for as long as the first prepares text or evaluates. One that died is noticed at once all the same:
 # its connections close, and torchrun ends the others.
 PATIENCE = timedelta(days=7)
+FAREWELL = 3.0  # seconds that the first rank waits for others to find their errors too
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,15 @@ class World:
         if dist is None or not dist.is_initialized():
             return self.local_rank == 0
         try:
-            return bool(dist.distributed_c10d._get_default_store().add("errors", 1) == 1)
-        except RuntimeError:  # whoever kept the count is gone
-            return True
+            store = dist.distributed_c10d._get_default_store()
+            turn = store.add("errors", 1)
+            # The store may live in the first rank: it stays until the others have asked, for a while.
+            until = time.monotonic() + FAREWELL
+            while self.first and store.add("errors", 0) < self.size and time.monotonic() < until:
+                time.sleep(0.05)
+        except RuntimeError:  # whoever kept the count has left, and said why
+            return False
+        return bool(turn == 1)
 
     @staticmethod
     def leave(code: int) -> NoReturn:

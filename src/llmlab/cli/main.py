@@ -62,6 +62,7 @@ def main() -> None:
     world = World.of_environment()
     if world.alone:
         sys.exit(_code(_fail))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told once, by us
     speaks = cache(world.speaks)  # of several processes that fail together, one says why
     code = 1
     try:

@@ -156,8 +156,8 @@ def _shard(base: Any, mesh: Any) -> None:
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-            # Room for the whole weights is made now: in room that is made while answers are drawn, in inference mode, no
-            # training could write.
+            # Room for whole weights is made now. Made while answers are drawn, in inference mode, it could not be
+            # written to in training.
             module.unshard()
             module.reshard()
 
