@@ -23,6 +23,10 @@ class InputError(LlmlabError):
         # Names out of files may hold anything; what is printed stays one line.
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """It may travel from one process to another."""
+        return type(self), (self.place, self.problem, self.hint)
+
 
 class Diverged(InputError):
     """A training whose numbers left the finite. To a race this is a result of that arm, not a reason to end."""

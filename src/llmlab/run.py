@@ -4,6 +4,7 @@ text -> tokenizer -> pretrain -> sft -> reward -> dpo, ppo -> quantize -> evalua
 base -> rope -> (text -> its tokenizer -> pretrain) -> sft -> ...
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import Field, model_validator
 
@@ -49,7 +51,9 @@ from llmlab.runtime import (
 from llmlab.stages import Figures, Session, Stage, run_stages
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe
+from llmlab.training.parallel.kinds import DDP, Parallel, TensorParallel
 from llmlab.training.pretrain import Pretrain, go_on, pretrain
+from llmlab.world import World
 
 
 class Run(Section):
@@ -84,6 +88,9 @@ class Run(Section):
     evaluate: Evaluate | None = Field(None, description="every policy on the same tasks")
     compare: Compare | None = Field(None, description="what llmlab compare measures; no stage reads it")
     track: tuple[Tracker, ...] = Field((), description="who is given the figures too: tensorboard, wandb (offline)")
+    parallel: Parallel | None = Field(
+        None, description="how training lies on the processes of torchrun; null: ddp where there are several"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> "Run":
@@ -199,11 +206,12 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
         *others: str,
         files: Sequence[Path] = (),
         draws: bool = True,
+        trains: bool = False,
     ) -> Stage:
         sections = {other: getattr(recipe, other) for other in (name, *others)}
         key = {other: section.model_dump(mode="json") if section else None for other, section in sections.items()}
         asked = {"special": special} if name == "tokenizer" and special else {}
-        return Stage(name, key | {"base": recipe.base} | asked, parents, files, work, draws)
+        return Stage(name, key | {"base": recipe.base} | asked, parents, files, work, draws, trains)
 
     special: tuple[str, ...] = ()
     if recipe.pretrain is not None and recipe.model is not None:
@@ -235,7 +243,7 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
             train, held = TokenShards(folder / "train"), TokenShards(folder / "held_out")
             return pretrain(first, model, Tokenizer.load(folder), train, held, out, session)
 
-        yield stage("pretrain", ("tokenizer",), from_text, "model")
+        yield stage("pretrain", ("tokenizer",), from_text, "model", trains=True)
     elif first is not None and recipe.base is not None:
 
         def with_its_tokens(out: Path, session: Session) -> Figures:
@@ -250,11 +258,15 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
             return go_on(first, policy(before("pretrain")), train, held, out, session)
 
         yield stage("tokenizer", ("text",), with_its_tokens, draws=False)
-        yield stage("pretrain", ("tokenizer", *before("pretrain")), from_base)
+        yield stage("pretrain", ("tokenizer", *before("pretrain")), from_base, trains=True)
     if (tuning := recipe.sft) is not None:
         start = before("sft")
         yield stage(
-            "sft", start, lambda out, session: sft(tuning, policy(start), out, session), files=chat_files(tuning.data)
+            "sft",
+            start,
+            lambda out, session: sft(tuning, policy(start), out, session),
+            files=chat_files(tuning.data),
+            trains=True,
         )
     tuned = before("")
     if (judge := recipe.reward) is not None:
@@ -263,17 +275,22 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
             tuned,
             lambda out, session: reward(judge, policy(tuned), out, session),
             files=pair_files(judge.data),
+            trains=True,
         )
     if (direct := recipe.dpo) is not None:
         yield stage(
-            "dpo", tuned, lambda out, session: dpo(direct, policy(tuned), out, session), files=pair_files(direct.data)
+            "dpo",
+            tuned,
+            lambda out, session: dpo(direct, policy(tuned), out, session),
+            files=pair_files(direct.data),
+            trains=True,
         )
     if (rl := recipe.ppo) is not None:
 
         def against_reward(out: Path, session: Session) -> Figures:
             return ppo(rl, policy(tuned), root / "reward", out, session)
 
-        yield stage("ppo", (*tuned, "reward"), against_reward, files=prompt_files(rl.data))
+        yield stage("ppo", (*tuned, "reward"), against_reward, files=prompt_files(rl.data), trains=True)
     last = tuple(here[-1:])
     if (smaller := recipe.quantize) is not None:
         yield stage("quantize", last, lambda out, session: quantize(smaller, policy(last), held_out(), out, session))
@@ -293,47 +310,109 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
 # ---------------------------------------------------------------- living it
 
 
-def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run(
+    recipe: Run, out: Path, resume: bool = False, quiet: bool = False, world: World | None = None
+) -> dict[str, Any]:
     """Live the recipe in the folder `out`: `{out, stages, report}`.
 
-    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on.
+    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on. Where
+    `world` has several ranks, each calls this; the first one writes. A job that torchrun began anew goes on.
     """
+    world = world or World()
+    check_ranks(recipe, world)
+    require(recipe.track)
+    make_deterministic()
+    keep_freed_memory()
+    where = _place(recipe, world)
+    with world.joined(where.type):
+        world.told(lambda: _check_out(out, resume or world.restarts > 0))
+        try:
+            return _live(recipe, out, quiet, where, world)
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            go_on = _go_on(out, world)
+            problem = f"what is finished there is whole; free some space. {go_on}"
+            raise InputError(str(out), "no space left on the disk", problem) from None
+
+
+def _check_out(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is a file", "--out names a folder")
     if out.exists() and not resume and any(out.iterdir()):
         raise InputError(str(out), "exists already", "--resume goes on with it; --out names another folder")
-    try:
-        return _live(recipe, out, quiet)
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        raise InputError(
-            str(out), "no space left on the disk", f"what is finished there is whole; free some space. {_go_on(out)}"
-        ) from None
 
 
-def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
-    make_deterministic()
-    keep_freed_memory()
+def _place(recipe: Run, world: World) -> torch.device:
+    """Where this rank computes: of several GPUs of a machine, each has its own."""
     where = device(recipe.device)
-    require(recipe.track)
+    if where.type != "cuda" or world.alone:
+        return where
+    torch.cuda.set_device(world.local_rank)
+    return device(f"cuda:{world.local_rank}")
 
+
+def check_ranks(recipe: Run, world: World) -> None:
+    """InputError, before any work, for a recipe that these ranks cannot share out."""
+    if world.alone:
+        if recipe.parallel is not None:
+            kind = recipe.parallel.kind
+            hint = "torchrun --nproc-per-node 2 -m llmlab run ..., or parallel=null for one process"
+            raise InputError("parallel", f"{kind} is for several processes, and this is one", hint)
+        return
+    way = recipe.parallel or DDP()
+    readers = way.readers(world.size)
+    for field, rows, micro in _steps(recipe):
+        if math.ceil(rows / micro) < readers:
+            problem = f"world size larger than the batch: {micro} at once of {rows} rows a step feed"
+            count = math.ceil(rows / micro)
+            hint = f"lower micro_batch to {rows // readers}" if rows >= readers else f"{readers} rows a step at least"
+            raise InputError(field, f"{problem} {count} of {readers} ranks", hint)
+    if isinstance(way, TensorParallel) or getattr(way, "tensor", 1) > 1:
+        for name in ("sft", "reward", "dpo", "ppo"):
+            section = getattr(recipe, name)
+            if section is not None and section.adapter is not None:
+                problem = "tensor cuts plain linears, and this stage trains an adapter"
+                raise InputError(name, problem, f"use ddp, zero1 or fsdp, or leave it out: {name}=null")
+
+
+def _steps(recipe: Run) -> Iterator[tuple[str, int, int]]:
+    """Of each stage that trains: the field of its micro-batch, rows a step, rows at once."""
+    for name in ("pretrain", "sft", "reward", "dpo"):
+        if (section := getattr(recipe, name)) is not None:
+            yield f"{name}.micro_batch", section.batch_size, section.micro_batch
+    if recipe.ppo is not None:
+        rolling = recipe.ppo.rolling
+        yield "ppo.rolling.micro_batch", rolling.answers // rolling.minibatches, rolling.micro_batch
+
+
+def _live(recipe: Run, out: Path, quiet: bool, where: torch.device, world: World) -> dict[str, Any]:
     def say(line: str) -> None:
-        if not quiet:
+        if not quiet and world.first:
             print(line, file=sys.stderr)
 
     with ExitStack() as stack:
-        stack.enter_context(lock(out))
+        world.told(lambda: stack.enter_context(lock(out)))
         stop = stack.enter_context(interruptible())
-        dtype, fuse = autocast_dtype(recipe.dtype, where), recipe.kernels == "auto"
-        session = Session(recipe.seed, where, dtype, stop, quiet, fuse, recipe.track)
+        session = Session(
+            recipe.seed,
+            where,
+            autocast_dtype(recipe.dtype, where),
+            stop,
+            quiet or not world.first,
+            fuse=recipe.kernels == "auto",
+            track=recipe.track,
+            world=world,
+            parallel=recipe.parallel,
+        )
         try:
             answers = live(recipe, out, session, say)
         except KeyboardInterrupt:
-            raise Stopped(f"stopped at once; finished stages and checkpoints are kept. {_go_on(out)}") from None
+            kept = f"stopped at once; finished stages and checkpoints are kept. {_go_on(out, world)}"
+            raise Stopped(kept) from None
         except Stopped as stopped:
-            raise Stopped(f"{stopped}. {_go_on(out)}") from None
-        report = write_report(out)
+            raise Stopped(f"{stopped}. {_go_on(out, world)}") from None
+        report = world.told(lambda: write_report(out))
     return {"out": str(out), "stages": answers, "report": str(report)}
 
 
@@ -343,9 +422,10 @@ def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -
     The caller holds the lock of the folder, or of one above it.
     """
     recipe_yaml = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    atomic_text(out / "recipe.yaml", recipe_yaml)
+    session.world.told(lambda: atomic_text(out / "recipe.yaml", recipe_yaml))
     return run_stages(stages(recipe, out), out, session, say)
 
 
-def _go_on(out: Path) -> str:
-    return f"Go on with: llmlab run {out / 'recipe.yaml'} --out {out} --resume"
+def _go_on(out: Path, world: World) -> str:
+    start = "llmlab" if world.alone else f"torchrun --nproc-per-node {world.size} -m llmlab"
+    return f"Go on with: {start} run {out / 'recipe.yaml'} --out {out} --resume"

@@ -14,19 +14,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmlab.errors import InputError, Stopped
-from llmlab.meters.meter import Meter
+from llmlab.meters.meter import Meter, Unheard
+from llmlab.recipe import Section
 from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
+from llmlab.world import World
 
 Figures = dict[str, Any]
 
 # Raised whenever a stage would write something else from the same sections; it voids finished stages of older runs.
 LAYOUT = 1
+STARTED = "started.json"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Session:
     fuse: bool = True  # whether training may take fused kernels
     track: tuple[str, ...] = ()  # who is given the figures, beside figures.jsonl
     until: int | None = None  # the optimizer step after which a training pauses
+    world: World = field(default_factory=World)
+    parallel: Section | None = None  # the recipe's; what it means is training's to say
 
     @property
     def kernels(self) -> bool:
-        """Whether it does: they compute in bfloat16, on the CPU."""
-        return self.fuse and self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        """Whether it does: they compute in bfloat16, on the CPU, with whole weights."""
+        return self.apart and self.fuse and self.dtype == torch.bfloat16 and self.device.type == "cpu"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in `dtype`, everything else in float32."""
@@ -53,8 +59,18 @@ class Session:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def meter(self, folder: Path, name: str, total: int) -> Meter:
-        return Meter(folder, name, total, self.quiet, self.track)
+    def meter(self, folder: Path, name: str, total: int) -> Meter | Unheard:
+        """Of the first rank; the others' takes everything and says nothing."""
+        return Meter(folder, name, total, self.quiet, self.track) if self.world.first else Unheard()
+
+    @property
+    def apart(self) -> bool:
+        """Whether each rank can go through the model on its own."""
+        return self.world.alone or getattr(self.parallel, "kind", "ddp") in ("ddp", "zero1")
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was; all ask at the same place."""
+        return self.world.any(self.stop.requested)
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class Stage:
     files: Sequence[Path]  # the user's own files that it reads
     work: Callable[[Path, Session], Figures]
     draws: bool = True  # whether it depends on the seed, the device and the dtype; runs of all seeds share it otherwise
+    trains: bool = False  # whether all ranks take part; else the first works and the others wait
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
@@ -76,16 +93,17 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:
-    """Run what is not finished, in order. Each answer: name, seconds, peak_bytes, steps, resumed_from_step, figures."""
+    """Run what is not finished, in order. Each answer: name, seconds, peak_bytes, steps, resumed_from_step, figures.
+    All ranks walk through together; the first one reads and writes what tells where they are."""
     keys: dict[str, str] = {}
     answers = []
     for stage in stages:
         folder = root / stage.name
-        key = keys[stage.name] = _key(stage, keys, session)
-        done = manifest(folder)
+        key = keys[stage.name] = session.world.told(partial(_key, stage, dict(keys), session))
+        done = session.world.told(partial(manifest, folder))
         if done is not None and done["key"] == key:
             say(f"{stage.name}: done before")
-        elif session.stop.requested:
+        elif session.asked_to_stop():
             raise Stopped(f"stopped before {stage.name}; what is finished is kept")
         else:
             done = _run(stage, folder, key, session, say)
@@ -114,12 +132,39 @@ def _hash(path: Path) -> str:
 
 
 def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
-    started = folder / "started.json"
+    world = session.world
+    before = world.told(partial(_begun, stage.name, folder, key, say))
+    begin = time.monotonic()
+    with PeakMemory() as peak:
+        try:
+            work = partial(stage.work, folder, session)
+            figures = work() if stage.trains else world.told(work)
+        finally:
+            if world.first:
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                    atomic_json(folder / STARTED, {"key": key, "seconds": before + time.monotonic() - begin})
+    done = {
+        "name": stage.name,
+        "key": key,
+        "seconds": round(before + time.monotonic() - begin, 3),
+        "peak_bytes": peak.bytes,
+        "steps": figures.get("steps", 0),
+        "resumed_from_step": figures.get("resumed_from_step", 0),
+        "figures": figures,
+        "versions": versions(),
+    }
+    world.told(partial(atomic_json, folder / "manifest.json", done))
+    return done
+
+
+def _begun(name: str, folder: Path, key: str, say: Callable[[str], None]) -> float:
+    """The folder of an attempt that works under `key`: a new one, or one that is gone on with; seconds spent in it."""
+    started = folder / STARTED
     attempt = json.loads(started.read_text(encoding="utf-8")) if started.is_file() else None
     if attempt is not None and attempt["key"] != key:
         aside = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(aside)
-        say(f"{stage.name}: its settings changed; the old one is kept as {aside.name}")
+        say(f"{name}: its settings changed; the old one is kept as {aside.name}")
         attempt = None
     if attempt is None:
         shutil.rmtree(folder, ignore_errors=True)  # killed before started.json: nothing in it counts
@@ -127,24 +172,6 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
         atomic_json(started, {"key": key, "seconds": 0.0})
         attempt = {"seconds": 0.0}
     else:
-        say(f"{stage.name}: going on")
+        say(f"{name}: going on")
     remove_leftovers(folder)
-    begin = time.monotonic()
-    with PeakMemory() as peak:
-        try:
-            figures = stage.work(folder, session)
-        finally:
-            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                atomic_json(started, {"key": key, "seconds": attempt["seconds"] + time.monotonic() - begin})
-    done = {
-        "name": stage.name,
-        "key": key,
-        "seconds": round(attempt["seconds"] + time.monotonic() - begin, 3),
-        "peak_bytes": peak.bytes,
-        "steps": figures.get("steps", 0),
-        "resumed_from_step": figures.get("resumed_from_step", 0),
-        "figures": figures,
-        "versions": versions(),
-    }
-    atomic_json(folder / "manifest.json", done)
-    return done
+    return float(attempt["seconds"])

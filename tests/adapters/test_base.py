@@ -176,7 +176,7 @@ from llmlab.model.places import Places
 from llmlab.objectives.language import NextToken
 from llmlab.adapters.roles import Actor
 from llmlab.data.batch import Batch
-from llmlab.training.optimizers import AdamW
+from llmlab.training.adamw import AdamW
 
 torch.set_num_threads(1)
 model = hold(open_policy(sys.argv[1]), "stored").model

@@ -15,7 +15,7 @@ from llmlab.data.batch import Batch
 from llmlab.errors import InputError, Stopped
 from llmlab.stages import Session
 from llmlab.training.ema import EMA, Average
-from llmlab.training.optimizers import Optimizer
+from llmlab.training.optimizer import Optimizer
 
 Equal = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
 DECAY = 0.8

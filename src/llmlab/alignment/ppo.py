@@ -122,8 +122,10 @@ def ppo(section: PPO, base: Bundle, reward_folder: Path, out: Path, session: Ses
     )
     figures = train(model, PPOObjective(section.clipping), batches, section.training, out, session)
     with clear_when_full(out):
-        where, policy, few = out / "adapter", str(section.roles.policy.adapter), section.base_weights
-        save_adapter(where, model.base, policy, reference_to(base), base_weights=few)
+        policy, few = str(section.roles.policy.adapter), section.base_weights
+        session.world.told(
+            lambda: save_adapter(out / "adapter", model.base, policy, reference_to(base), base_weights=few)
+        )
     figures |= {"rollouts": batches.rollouts, "data": {"prompts": len(prompts.prompts), "refused": prompts.refused}}
     before, after = (
         look(model, role, held.prompts, section.sampling, renderer.stop_ids, judge, session)

@@ -163,7 +163,7 @@ class PPOBatches(Generic[P]):
         prompts = self.prompts.take(r.answers)
         ids = [prompt.ids for prompt in prompts]
         seeds = [derive(self.session.seed, "rollout", number, row) for row in range(len(prompts))]
-        done = sample(model, ids, self.sampling, self.stop_ids, seeds)
+        done = self._answers(model, ids, seeds)
         answers = lay_out(ids, done, self.session.device)
         scored = score(model, answers, r.micro_batch, self.session.autocast)
         if self.reward is not None:
@@ -181,6 +181,17 @@ class PPOBatches(Generic[P]):
         self._at.beta = self.control.next(self._at.beta, kl / answered, r.answers)
         self._at.rollouts, self._at.taken = number + 1, 0
         return figures
+
+    def _answers(self, model: RoleModel, ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
+        """One to each prompt, by the noise of its own seed. Ranks that have whole models draw a share each; where a
+        forward pass takes all ranks, all draw all, and the first rank's count."""
+        world = self.session.world
+        if not self.session.apart:
+            done = sample(model, ids, self.sampling, self.stop_ids, seeds)
+            return world.told(lambda: done)
+        mine = slice(world.rank, None, world.size)
+        shares = world.all(lambda: sample(model, ids[mine], self.sampling, self.stop_ids, seeds[mine]))
+        return [shares[row % world.size][row // world.size] for row in range(len(ids))]
 
     def _refuse_flat(self, scores_B: Tensor, stopped_B: Tensor) -> None:
         """No difference between answers, or no end to any: there is nothing to learn from (trap 32)."""

@@ -108,10 +108,12 @@ def dpo(section: DPO, base: Bundle, out: Path, session: Session) -> Figures:
     right = implied(model, objective, held.once())
     with clear_when_full(out):
         if section.apart:
-            where = out / "adapter"
-            save_adapter(where, model.base, ADAPTER, reference_to(base), base_weights=section.base_weights)
+            few = section.base_weights
+            session.world.told(
+                lambda: save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base), base_weights=few)
+            )
         else:
-            save_model(out / "model", model.base, base.tokenizer)
+            session.world.told(lambda: save_model(out / "model", model.base, base.tokenizer))
     figures["data"] = {"pairs": len(batches.pairs.tags), "refused": batches.pairs.refused, "skipped": reading.skipped}
     return figures | accuracy_by_tag(right, held.pairs.tags)
 

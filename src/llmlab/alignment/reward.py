@@ -93,8 +93,10 @@ def reward(section: Reward, base: Bundle, out: Path, session: Session) -> Figure
     right, scores = judged(model, held.once())
     figures["score_mean"], figures["score_deviation"] = standardise(model, scores)
     with clear_when_full(out):
-        where, head, few = out / "adapter", model.head("reward"), section.base_weights
-        save_adapter(where, model.base, ADAPTER, reference_to(base), head, base_weights=few)
+        head, few = model.head("reward"), section.base_weights
+        session.world.told(
+            lambda: save_adapter(out / "adapter", model.base, ADAPTER, reference_to(base), head, base_weights=few)
+        )
     figures["data"] = {"pairs": len(batches.tags), "refused": batches.refused, "skipped": reading.skipped}
     return figures | accuracy_by_tag(right, held.tags)
 

@@ -102,10 +102,12 @@ def sft(section: SFT, base: Bundle, out: Path, session: Session) -> Figures:
     )
     with clear_when_full(out):
         if section.apart:
-            where = out / "adapter"
-            save_adapter(where, model, ADAPTER, reference_to(base), base_weights=section.base_weights)
+            few = section.base_weights
+            session.world.told(
+                lambda: save_adapter(out / "adapter", model, ADAPTER, reference_to(base), base_weights=few)
+            )
         else:
-            save_model(out / "model", model, base.tokenizer)
+            session.world.told(lambda: save_model(out / "model", model, base.tokenizer))
     figures |= {"data": batches.fit.figures() | {"skipped": reading.skipped, "held_out": len(sides[1])}}
     if exercises := spread(_exercises(section, session.seed), section.watched):
         figures["held_out_exact_match"] = exact_match(

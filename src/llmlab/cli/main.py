@@ -4,6 +4,9 @@ import errno
 import io
 import os
 import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import typer
@@ -11,6 +14,7 @@ from typer.core import TyperGroup
 
 from llmlab.cli import learning, measuring, reading, recipes, talking, weights
 from llmlab.errors import InputError, LlmlabError
+from llmlab.world import World
 
 
 class _InOrder(TyperGroup):
@@ -50,21 +54,37 @@ for verb in VERBS:
 
 def main() -> None:
     """Run the command line; errors meant for a person are one line on standard error."""
-    code = 0
     _open_streams()
     # An idle OpenMP thread spins for a moment and then sleeps. Left to spin, it made training ten times slower beside
     # one other busy process; never spinning costs a fifth on an idle machine (LOG.md, 2026-11-23). libgomp reads this
     # when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    world = World.of_environment()
+    if world.alone:
+        sys.exit(_code(_fail))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told once, by us
+    speaks = cache(world.speaks)  # of several processes that fail together, one says why
+    code = 1
+    try:
+        code = _code(lambda line, code: _fail(line, code) if speaks() else code)
+    except Exception:
+        if speaks():
+            traceback.print_exc()
+    world.leave(code)
+
+
+def _code(fail: Callable[[str, int], int]) -> int:
+    """Run the verb; the exit code. `fail(line, code)` says what went wrong."""
+    code = 0
     try:
         left = app(_arguments() or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         if left == 130:  # how typer answers where Ctrl-C was pressed
-            code = _fail("stopped", 130)
+            code = fail("stopped", 130)
     except LlmlabError as error:
-        code = _fail(str(error), error.exit_code)
+        code = fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("stopped", 130)
+        code = fail("stopped", 130)
     except typer.Exit as leave:
         code = leave.exit_code
     except (BrokenPipeError, SystemExit):  # typer leaves by SystemExit where the pipe broke below it
@@ -72,14 +92,14 @@ def main() -> None:
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        code = _fail(
+        code = fail(
             f"{error.filename or 'writing'}: {os.strerror(error.errno)}; what was written before is unharmed", 2
         )
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise  # a defect: its traceback is for us
-        code = _fail(error.format_message(), 2)
-    sys.exit(code)
+        code = fail(error.format_message(), 2)
+    return code
 
 
 def _arguments() -> list[str]:

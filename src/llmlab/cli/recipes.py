@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llmlab.cli.arguments import AsJson, answer
+from llmlab.world import World
 
 
 def run(
@@ -21,8 +22,11 @@ def run(
     from llmlab.run import read_recipe
     from llmlab.run import run as live
 
+    world = World.of_environment()
     whole = read_recipe(recipe, override or [])
-    done = live(whole, out or Path("runs") / whole.name, resume, quiet)
+    done = live(whole, out or Path("runs") / whole.name, resume, quiet, world)
+    if not world.first:
+        return
     lines = [
         f"{stage['name']:<10} {stage['seconds']:8.1f} s {stage['peak_bytes'] / 2**20:7.0f} MiB"
         for stage in done["stages"]

@@ -52,6 +52,16 @@ class Meter:
             writer.close()
 
 
+class Unheard:
+    """The meter of a rank that leaves the telling to another."""
+
+    def rewind(self, step: int) -> None: ...
+
+    def step(self, step: int, figures: Mapping[str, float | int]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _note(figures: Mapping[str, float | int]) -> str:
     shown = [name for name in ("loss", "held_out_bits_per_byte", "gold_reward", "tokens_per_second") if name in figures]
     return "  ".join(f"{name.replace('_', ' ')} {figures[name]:.4g}" for name in shown)

@@ -12,7 +12,7 @@ Averaging over the steps: Polyak & Juditsky 1992; in this form in deep learning:
 1703.01780.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmlab.errors import InputError
 from llmlab.recipe import Section
 
-_UPDATES, _OF = "average:updates", ":average"
+_UPDATES, _OF = ":updates", ":average"
 
 
 class EMA(Section):
@@ -55,37 +55,47 @@ class Average:
             self._of[name].lerp_(_wide(parameter), share)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self, spread: Callable[[], None]) -> Iterator[None]:
         """Meanwhile the model holds the average, and afterwards its own weights again, to the bit. Before the first
-        update these are all there is. They lie aside where the gradients lie in a step, so no peak grows by them."""
+        update these are all there is. They lie aside where the gradients lie in a step, so no peak grows by them.
+        `spread` is called after each change, for whoever else computes with these weights."""
+        if not self._of:
+            yield
+            return
         aside = {name: self._parameters[name].detach().clone() for name in self._of}
-        self._put(self._of)
+        self.settle()
+        spread()
         try:
             yield
         finally:
             self._put(aside)
+            spread()
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is an average."""
+        return bool(self._of)
+
+    def settle(self) -> None:
+        """The model holds the average from now on."""
+        self._put(self._of)
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self._parameters[name].copy_(value)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The average by parameter; empty where there is none."""
-        return dict(self._of)
-
     def state(self) -> dict[str, Tensor]:
         """As `<parameter>:average`, named as the optimizer's moments are: it lies and is cut into shards with them."""
-        if not self._of:
-            return {}
-        return {name + _OF: value for name, value in self._of.items()} | {_UPDATES: torch.tensor(self._updates)}
+        updates = {name + _UPDATES: torch.tensor(self._updates) for name in self._of}
+        return {name + _OF: value for name, value in self._of.items()} | updates
 
     def load(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take what is of the average; the rest is answered. InputError where a parameter of it has another shape."""
         left = dict(tensors)
-        updates = left.pop(_UPDATES, None)
-        self._updates, self._of = 0 if updates is None else int(updates), {}
-        for name, parameter in self._parameters.items() if updates is not None else ():
+        updates = [left.pop(name + _UPDATES) for name in self._parameters if name + _UPDATES in left]
+        self._updates, self._of = int(updates[0]) if updates else 0, {}
+        for name, parameter in self._parameters.items() if updates else ():
             value = left.pop(name + _OF, None)
             if value is None or value.shape != parameter.shape:
                 raise InputError("the average of the weights", f"has no {name!r} of this shape", "take a new --out")

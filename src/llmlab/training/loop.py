@@ -25,7 +25,9 @@ from llmlab.training.adamw import AdamW
 from llmlab.training.checkpointing import Checkpointing, checkpointed
 from llmlab.training.ema import EMA, Average
 from llmlab.training.in_backward import InBackward
+from llmlab.training.optimizer import trained
 from llmlab.training.optimizers import OptimizerKind
+from llmlab.training.parallel.choice import ranks_of
 from llmlab.training.schedules import Schedule, WarmupStableDecay
 from llmlab.training.spikes import SpikeGuard, Watch
 from llmlab.training.state import Checkpoints, Saved, clear_when_full
@@ -136,20 +138,25 @@ class _Loop(Generic[B]):
         probe: Probe | None,
         best: str | None,
     ) -> None:
-        self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
-        self.out, self.session, self.probe = out, session, probe
+        self.objective, self.batches, self.settings = objective, batches, settings
+        self.out, self.session, self.probe, self.world = out, session, probe, session.world
         self.best_name, self.best_sign = (
             (best.removeprefix("-"), -1.0 if best.startswith("-") else 1.0) if best else ("", 1.0)
         )
         if best and probe is None:
             raise ValueError("best names a figure of the probe, and there is no probe")
-        self.optimizer = settings.optimizer.build(model)
-        if not self.optimizer.parameters:
+        if not trained(model):
             raise ValueError("no parameter of the model wants a gradient")
+        if settings.in_backward and not self.world.alone:
+            problem = "updates a weight before the other ranks have said their gradients"
+            raise InputError("training.in_backward", problem, "set it to false, or start one process")
+        self.ranks = ranks_of(session, model, settings.optimizer.kind)
+        self.model = self.ranks.model
+        self.optimizer = settings.optimizer.build(self.ranks.owned)
         self.average, self.watch = Average(settings.ema, self.optimizer.parameters), Watch(settings.spikes)
         inside = InBackward(self.optimizer) if settings.in_backward else None
-        self.gradients = Gradients(model, objective, self.optimizer.parameters, settings.clip, session, inside)
-        self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every)
+        self.gradients = Gradients(self.ranks, objective, settings.clip, session, inside)
+        self.checkpoints = Checkpoints(out, settings.keep, settings.checkpoint_every, self.ranks)
         self.step = 0
         # All that a resumed run needs beside weights, optimizer and batches. JSON, no times.
         self.values: dict[str, Any] = {
@@ -218,6 +225,7 @@ class _Loop(Generic[B]):
         spike = self.watch.spike({"loss": self._loss(_ratios(made.terms)), "gradient_norm": made.norm})
         if spike:
             self.optimizer.zero_grad()
+            self.model.zero_grad(set_to_none=True)  # of weights that other ranks update too
         return made, spike
 
     def _learn(self, made: Made) -> None:
@@ -226,8 +234,7 @@ class _Loop(Generic[B]):
                 self._note(kind, name, value, weight)
         if made.norm is not None:
             if not self.settings.in_backward:
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.ranks.update(self.optimizer)
             self.average.update()
             self._note("window", "gradient_norm", made.norm, 1.0)
         self._count_empty(made.norm is None)
@@ -295,14 +302,15 @@ class _Loop(Generic[B]):
         """The probe's figures of the weights as they are, or of their average; the best so far are put aside."""
         if self.probe is None:
             return {}
-        with self.average.shown():
+        with self.average.shown(self.ranks.spread):
             return self._probed(self.probe)
 
     def _probed(self, probe: Probe) -> dict[str, float]:
         self.model.eval()
         with torch.no_grad():
-            figures = {name: float(value) for name, value in probe(self.model).items()}
+            seen = {name: float(value) for name, value in probe(self.model).items()}
         self.model.train()
+        figures = self.world.told(lambda: seen)  # of two machines' last bits, one decides what is best
         self.values["held_out"] = figures
         if self.best_name:
             value = self.best_sign * figures[self.best_name]
@@ -323,23 +331,23 @@ class _Loop(Generic[B]):
         return {name: parameter.detach() for name, parameter in self.optimizer.parameters.items()}
 
     def _take(self, weights: Mapping[str, Tensor]) -> None:
-        mine = self.optimizer.parameters
-        for name in sorted(mine.keys() | weights.keys()):
-            if name not in mine or name not in weights:
+        for name in sorted(self.ranks.shapes.keys() | weights.keys()):
+            if name not in self.ranks.shapes or name not in weights:
                 raise InputError(str(self.out), f"its checkpoint and this model differ in {name!r}", "take a new --out")
-            if mine[name].shape != weights[name].shape:
-                shapes = f"{list(weights[name].shape)} and {list(mine[name].shape)}"
-                raise InputError(
-                    str(self.out), f"its checkpoint and this model differ in the shape of {name!r}", shapes
-                )
         with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(weights[name])
+            for name, parameter in self.optimizer.parameters.items():
+                whole, shape = weights[name], self.ranks.shapes[name]
+                if whole.shape != shape:
+                    problem = f"its checkpoint and this model differ in the shape of {name!r}"
+                    raise InputError(str(self.out), problem, f"{list(whole.shape)} and {list(shape)}")
+                parameter.copy_(self.ranks.part(name, whole))
+        self.ranks.spread()
 
     def _save(self) -> None:
         """A checkpoint of weights that are numbers: others would push out the last that can be gone on from."""
         weights = self._weights()
-        if broken := next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None):
+        here = next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), None)
+        if broken := next(filter(None, self.world.all(lambda: here)), None):
             raise self._not_finite(f"after it {broken} holds values that are not finite", at=self.step)
         moments = self.optimizer.state() | self.average.state()
         values = self.values | ({"spikes": self.watch.state} if self.settings.spikes is not None else {})
@@ -363,12 +371,12 @@ class _Loop(Generic[B]):
     def _restore(self, saved: Saved) -> None:
         """Everything but batches and guard as it was."""
         self._take(saved.weights)
-        self.optimizer.load(self.average.load(saved.optimizer))
+        self.optimizer.load(self.average.load(self.ranks.parts(saved.optimizer)))
         self.step, self.values = saved.step, {name: saved.values[name] for name in saved.values if name != "spikes"}
 
     def _stop_if_asked(self) -> None:
         paused = self.session.until is not None and self.step >= self.session.until
-        if self.session.stop.requested or paused:
+        if self.session.asked_to_stop() or paused:
             if self.step and self.step not in self.checkpoints.steps():
                 self._save()
             saved = f"; its state is saved in {self.out}" if self.step else ""
@@ -383,8 +391,10 @@ class _Loop(Generic[B]):
             best = self.values["best"]
             self._take(self.checkpoints.load_best(best["step"]))
             figures |= {"held_out": best["figures"], "kept_step": best["step"]}
-        elif average := self.average.weights():
-            self._take(average)
+        elif self.average.taken:
+            self.average.settle()
+            self.ranks.spread()
+        self.ranks.finish()
         self.model.eval()
         return figures
 

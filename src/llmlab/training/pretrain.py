@@ -122,6 +122,6 @@ def _trained(
         best=f"held_out_{objective.best}",
     )
     with clear_when_full(out):
-        save_model(out / "model", model, tokenizer)
+        session.world.told(lambda: save_model(out / "model", model, tokenizer))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return figures | {"parameters": parameters, "epochs": batches.epochs}

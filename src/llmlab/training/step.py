@@ -2,7 +2,7 @@
 
 What each term is a mean of is added up over all micro-batches before the first forward pass; then they go forward and
 backward one by one, every sum divided by the whole step's count. So any split gives the same gradient, and k
-micro-batches need the memory of one.
+micro-batches need the memory of one. Where there are several processes, each runs its share of them.
 """
 
 import math
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
 
 from llmlab.objectives.objective import Objective
 from llmlab.runtime import derive
 from llmlab.stages import Session
 from llmlab.training.in_backward import InBackward, NotFiniteGradient
+from llmlab.training.parallel.ranks import Ranks
 
 B = TypeVar("B")
 Sums = dict[str, tuple[float, float]]  # name -> (sum, what it is the sum of so many of)
@@ -47,54 +47,67 @@ class Made:
 
 
 class Gradients(Generic[B]):
-    """Leaves a step's gradients, clipped to the norm `clip`, in `parameters`; or, with `inside`, none: the parameters
-    are then updated when this is through."""
+    """Leaves a step's gradients, clipped to the norm `clip`, in the parameters that these ranks own; or, with `inside`,
+    none: the parameters are then updated when this is through."""
 
     def __init__(
         self,
-        model: nn.Module,
+        ranks: Ranks,
         objective: Objective[B],
-        parameters: Mapping[str, nn.Parameter],
         clip: float | None,
         session: Session,
         inside: InBackward | None = None,
     ) -> None:
-        self.model, self.objective, self.parameters = model, objective, parameters
-        self.clip, self.session, self.inside = clip, session, inside
+        self.ranks, self.objective, self.clip, self.session, self.inside = ranks, objective, clip, session, inside
 
     def of(self, batches: Sequence[B], step: int) -> Made:
         """The gradients of these micro-batches. Raises `NotFinite`."""
-        # Dropout's noise is keyed by the step, so there is no global generator to save, and no probe can shift it.
-        torch.manual_seed(derive(self.session.seed, "noise", step))
         if self.inside is not None:
             self.inside.require_one(batches)
         counts = [self.objective.counts(batch) for batch in batches]
-        totals, made = added(counts), Made(amounts=added([self.objective.amounts(batch) for batch in batches]))
-        for number, (batch, count) in enumerate(zip(batches, counts, strict=True), 1):
-            if any(count.values()):
-                self._backward(batch, count, totals, made, f"micro-batch {number} of {len(batches)}")
-        if self.inside is None:
-            made.norm = self._clipped(batches)
+        totals = added(counts)
+        mine, problem, where = Made(), "", 0
+        for number, counted in self.ranks.share([any(count.values()) for count in counts]):
+            # Dropout's noise is keyed by step and micro-batch, so there is no global generator to save, no probe can
+            # shift it, and it does not matter which rank draws it.
+            torch.manual_seed(derive(self.session.seed, "noise", step, number))
+            value = self._backward(batches[number], counts[number], totals, mine if counted else None)
+            if not math.isfinite(value) and not problem:
+                problem, where = f"the loss is {value} in micro-batch {number + 1} of {len(batches)}", number
+                if not self.ranks.lockstep:
+                    break
+        made = Made(amounts=added([self.objective.amounts(batch) for batch in batches]))
+        for terms, figures, trouble, number in self.ranks.heard((mine.terms, mine.figures, problem, where)):
+            if trouble:
+                raise NotFinite(trouble, [batches[number]])
+            for sums, others in ((made.terms, terms), (made.figures, figures)):
+                for name, (value, weight) in others.items():
+                    made.note(sums, name, value, weight)
+        if any(totals.values()):
+            self.ranks.add_gradients()
+        made.norm = self._clipped(batches) if self.inside is None else mine.norm
         return made
 
-    def _backward(self, batch: B, count: dict[str, float], totals: dict[str, float], made: Made, where: str) -> None:
-        """One micro-batch forward and backward."""
+    def _backward(self, batch: B, count: dict[str, float], totals: dict[str, float], made: Made | None) -> float:
+        """One micro-batch forward and backward; its loss. What is not `made` of counts for nothing: its gradient is
+        zero, and it is run for the sake of other ranks."""
         with self.session.autocast():
-            terms = self.objective(self.model, batch)
+            terms = self.objective(self.ranks.model, batch)
         if terms.sums.keys() != count.keys():
             raise ValueError(f"counts has the terms {sorted(count)}, the objective gave {sorted(terms.sums)}")
         parts = [weight_of(self.objective, name) * terms.sums[name] / totals[name] for name in count if totals[name]]
         loss = torch.stack(parts).sum()
-        if not math.isfinite(loss.item()):
-            raise NotFinite(f"the loss is {loss.item()} in {where}", [batch])
-        if self.inside is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
+        value: float = loss.item()
+        if self.inside is not None and made is not None and math.isfinite(value):
             made.norm = self._updated(loss, self.inside, batch)
-        for name, value in terms.sums.items():
-            made.note(made.terms, name, value.item(), count[name])
-        for name, (figure, weight) in terms.figures.items():
-            made.note(made.figures, name, float(figure), weight)
+        elif math.isfinite(value) or self.ranks.lockstep:
+            (loss if made is not None else loss * 0).backward()  # type: ignore[no-untyped-call]
+        if made is not None and math.isfinite(value):
+            for name, sum_ in terms.sums.items():
+                made.note(made.terms, name, sum_.item(), count[name])
+            for name, (figure, weight) in terms.figures.items():
+                made.note(made.figures, name, float(figure), weight)
+        return value
 
     def _updated(self, loss: Tensor, inside: InBackward, batch: B) -> float | None:
         """Backward, the parameters updated on the way; the norm of the whole gradient."""
@@ -110,14 +123,13 @@ class Gradients(Generic[B]):
 
     def _clipped(self, batches: Sequence[B]) -> float | None:
         """The norm of the whole gradient, which is then clipped; None where there is none."""
-        gradients: list[Tensor] = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if not gradients:
+        norm = self.ranks.norm()
+        if norm is None:
             return None
-        norm = get_total_norm(gradients)
         if not math.isfinite(norm.item()):
             raise NotFinite(f"the norm of the gradient is {norm.item()}", batches)
         if self.clip is not None:
-            clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
+            self.ranks.clip(self.clip, norm)
         return norm.item()
 
 

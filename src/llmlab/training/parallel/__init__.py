@@ -1,0 +1,1 @@
+"""A training on several processes: ways to lie on them, and checkpoints in pieces."""
