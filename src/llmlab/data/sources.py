@@ -7,7 +7,7 @@ is held in memory whole.
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ class Document:
 
     text: str
     source: str
+    origin: int = 0  # the number of its source in the recipe
 
 
 @dataclass
@@ -151,8 +152,9 @@ Source = Annotated[Bundled | Files, *KINDS]
 
 def read(sources: Iterable[Bundled | Files], reading: Reading) -> Iterator[Document]:
     """The documents of all sources, in order; `reading` is filled on the way."""
-    for source in sources:
-        yield from source.read(reading)
+    for number, source in enumerate(sources):
+        found = source.read(reading)
+        yield from (replace(document, origin=number) for document in found) if number else found
 
 
 def texts_of(source: Files, limit: int | None = None) -> list[str]:

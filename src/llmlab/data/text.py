@@ -10,15 +10,18 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import Field
 
-from llmlab.data.clean import Clean, Step
+from llmlab.data.batches import batched
+from llmlab.data.clean import Clean, Funnel, Step, cleaned
 from llmlab.data.dedup import Seen, key
-from llmlab.data.sources import Bundled, Reading, Source, read
+from llmlab.data.sources import Bundled, Document, Reading, Source, read
 from llmlab.data.split import held_out
+from llmlab.data.workers import mapped
 from llmlab.errors import InputError, Stopped
 from llmlab.recipe import Section
 from llmlab.runtime import atomic_json, remove_leftovers
@@ -31,6 +34,7 @@ class Text(Section):
     sources: tuple[Source, ...] = Field((Bundled(),), min_length=1, description="Bundled books, your files, or both.")
     clean: Clean = Field(Clean(), description="Normalisation and quality rules.")
     dedup: bool = Field(True, description="Drop documents that are equal to an earlier one up to white space.")
+    workers: int = Field(1, ge=1, description="Processes that clean; they change the time only.")
     held_out: float = Field(0.05, gt=0, le=0.5, description="Share of the text that no stage trains on.")
 
 
@@ -80,31 +84,39 @@ def _gather(
     section: Text, spool: Path, reading: Reading, session: Session
 ) -> tuple[list[Step], "array[int]", "array[int]"]:
     """Every document that stays goes to `spool` as a line. Returns the funnel's steps, each line's key and bytes."""
-    clean, seen, duplicates = section.clean.build(), Seen(), Step("exact duplicates")
+    seen, duplicates, funnel = Seen(), Step("exact duplicates"), Funnel()
     keys, sizes = array("Q"), array("Q")
+    section.clean.build()  # what it lacks is said before anything is read
+    documents = batched(_until_stopped(read(section.sources, reading), session))
     with spool.open("w", encoding="utf-8") as file:
-        for document in read(section.sources, reading):
-            if session.stop.requested:
-                raise Stopped("text: stopped; the same command with --resume reads the sources again")
-            text = clean(document.text)
-            if text is None:
-                continue
-            of, size = key(text), len(text.encode())
-            kept = not section.dedup or seen.new(of)
-            duplicates.count(size, size if kept else None)
-            if kept:
-                keys.append(of)
-                sizes.append(size)
-                file.write(json.dumps({"text": text, "source": document.source}, ensure_ascii=False) + "\n")
-    steps = [*clean.steps, *([duplicates] if section.dedup else [])]
+        for batch, part in mapped(partial(cleaned, section.clean), documents, section.workers):
+            funnel.add(part)
+            for text, source in zip(batch["text"].to_pylist(), batch["source"].to_pylist(), strict=True):
+                of, size = key(text), len(text.encode())
+                kept = not section.dedup or seen.new(of)
+                duplicates.count(size, size if kept else None)
+                if kept:
+                    keys.append(of)
+                    sizes.append(size)
+                    file.write(json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n")
+                else:
+                    funnel.drop(duplicates.name, source, text)
+    steps = [*funnel.steps, *([duplicates] if section.dedup else [])]
     if not keys:
         raise _empty(section, steps)
     return steps, keys, sizes
 
 
+def _until_stopped(documents: Iterator[Document], session: Session) -> Iterator[Document]:
+    for document in documents:
+        if session.stop.requested:
+            raise Stopped("text: stopped; the same command with --resume reads the sources again")
+        yield document
+
+
 def _empty(section: Text, steps: list[Step]) -> InputError:
     names = ", ".join(path.name for path in input_files(section))
-    if not steps[0].documents_in:
+    if not steps or not steps[0].documents_in:
         return InputError("text.sources", f"no text in {names}")
     worst = max(steps, key=lambda step: step.documents_in - step.documents_out)
     lost = worst.documents_in - worst.documents_out
