@@ -213,17 +213,20 @@ def _filter(
     alive = np.ones(len(texts), bool)
     for rule in rules:
         kept = alive & rule(view) if len(texts) else alive
-        _count(texts, rows, alive, kept, next(steps), sources, funnel)
+        count_kept(texts, rows, alive, kept, next(steps), sources, funnel)
         alive = kept
     return texts.filter(alive), rows[alive]
 
 
 def _drop(texts: Any, rows: Any, kept: Bool, step: Step, sources: Sequence[str], funnel: Funnel) -> tuple[Any, Any]:
-    _count(texts, rows, np.ones(len(texts), bool), kept, step, sources, funnel)
+    count_kept(texts, rows, np.ones(len(texts), bool), kept, step, sources, funnel)
     return texts.filter(kept), rows[kept]
 
 
-def _count(texts: Any, rows: Any, alive: Bool, kept: Bool, step: Step, sources: Sequence[str], funnel: Funnel) -> None:
+def count_kept(
+    texts: Any, rows: Any, alive: Bool, kept: Bool, step: Step, sources: Sequence[str], funnel: Funnel
+) -> None:
+    """Note a step that left `kept` of the texts that were `alive`; `rows` are the places of their sources."""
     size = sizes(texts)
     step.count_all(size[alive], size[kept])
     for number in np.flatnonzero(alive & ~kept)[:EXAMPLES]:

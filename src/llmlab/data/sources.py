@@ -57,6 +57,11 @@ class Bundled(Section):
     name: Literal["moby_dick", "sanguo_yanyi"] = Field("moby_dick", description="Which book.")
     piece: int = Field(4000, ge=1, description="Characters a document has at most; cut at paragraphs where possible.")
 
+    @property
+    def told(self) -> tuple[str, str]:
+        """Its name and licence, for the data card."""
+        return self.name, "public domain"
+
     def files(self) -> list[Path]:
         return [bundled.path(self.name)]
 
@@ -77,6 +82,8 @@ class Files(Section):
     piece: int = Field(4000, ge=1, description="Characters a document of a txt or md file has at most.")
     bad_rows: float = Field(0.01, ge=0, le=1, description="Share of a file's rows that may be unreadable; else stop.")
 
+    licence: str = Field("", description="For the data card: under what licence the text is used.")
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, name: str) -> str:
@@ -85,6 +92,11 @@ class Files(Section):
         except (LookupError, UnicodeError):
             raise ValueError(f"{name!r} is no text encoding known here, as utf-8, gb18030 or cp1252 are") from None
         return name
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """Its path and licence, for the data card."""
+        return self.path, self.licence
 
     def files(self) -> list[Path]:
         """The files meant, sorted. Raises `InputError` where there is none."""
