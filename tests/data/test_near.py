@@ -78,23 +78,15 @@ FEW = ["a b c d e f", "a b c d e g", "", "a", "大海的鲸鱼游", "大海的�
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(["a b c d e f", "a b c d e g", "", "a", "大海的鲸鱼游", "大海的鲸鱼跑", "x y z"]), max_size=12
-    )
-)
+@given(st.lists(st.sampled_from(FEW), max_size=12))
 def test_what_goes_has_an_earlier_twin_and_copies_always_go(texts: list[str]) -> None:
     section = Near(words=2, hashes=64)
     found = earlier(section, signatures(section, texts))
     for number, other in enumerate(found):
         assert other < number
         assert (texts[number] in texts[:number] and texts[number] != "") <= (other >= 0)
-    assert (
-        found.tolist()
-        == earlier(
-            section, np.concatenate([signatures(section, [t]) for t in texts] or [signatures(section, [])])
-        ).tolist()
-    )
+    alone = [signatures(section, [text]) for text in texts] or [signatures(section, [])]
+    assert found.tolist() == earlier(section, np.concatenate(alone)).tolist()
 
 
 def test_of_a_chain_the_first_stays() -> None:
@@ -129,4 +121,4 @@ def test_signatures_stay_what_they_are() -> None:
     assert signatures(Near(), ["Call me Ishmael. Some years ago, never mind how long."])[0, :2].tolist() == SIGNATURE
 
 
-SIGNATURE = [1579256822, 1108201873]
+SIGNATURE = [590536712, 3489111720]

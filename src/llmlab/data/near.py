@@ -69,8 +69,10 @@ def shingles(section: Near, texts: Any) -> tuple[Int, Key]:
         for step in range(few):
             whole = mixed(whole * np.uint64(3) + words.key[words.starts[short] + step])
         text, key = np.concatenate([text, short]), np.concatenate([key, whole])
-    order = np.argsort(text, kind="stable")
-    return text[order], key[order]
+    if len(text) > len(first):
+        order = np.argsort(text, kind="stable")
+        text, key = text[order], key[order]
+    return text, key
 
 
 def signatures(section: Near, texts: list[str]) -> Signatures:

@@ -19,8 +19,10 @@ Key = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
 SPACE, MARK, LETTER, DIGIT, HAN, HAN_MARK = range(6)
-_FACTOR = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2**64
-_INVERSE = pow(_FACTOR, -1, 1 << 64)
+_FACTOR = 0x9E3779B97F4A7C15
+IN_WORD = np.arange(6) != SPACE
+IN_BARE_WORD, ALPHABETIC = np.isin(np.arange(6), (LETTER, DIGIT, HAN)), np.isin(np.arange(6), (LETTER, HAN))
+WIDE = np.isin(np.arange(6), (HAN, HAN_MARK))
 
 
 def _class(code: int) -> int:
@@ -44,7 +46,16 @@ def _classes() -> npt.NDArray[np.uint8]:
     return table
 
 
+def mixed(key: Key) -> Key:
+    """Every bit of the answer depends on every bit of the key (splitmix64, Steele et al. 2014)."""
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))
+
+
 CLASSES = _classes()
+LETTERS = mixed(np.arange(1, 0x10001, dtype=np.uint64))  # what stands for a character in a key
+LETTERS.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -95,22 +106,20 @@ class Words:
     @staticmethod
     def among(characters: Characters, bare: bool = False) -> Words:
         kind, first = characters.kind, characters.starts[:-1]
-        inside = np.isin(kind, (LETTER, DIGIT, HAN)) if bare else kind != SPACE
-        before = np.zeros(len(kind), bool)
+        inside = (IN_BARE_WORD if bare else IN_WORD)[kind]
+        before = np.zeros(len(kind), bool)  # the character before belongs to a word of the same text
         before[1:] = inside[:-1]
         before[first[first < len(kind)]] = False
-        wide = (kind == HAN) | (kind == HAN_MARK)
         after_wide = np.zeros(len(kind), bool)
-        after_wide[1:] = wide[:-1]
+        after_wide[1:] = WIDE[kind[:-1]]
         begins = inside & (~before | (kind == HAN) | (after_wide & (kind != HAN_MARK)))
-        start = np.flatnonzero(begins)
-        number = np.cumsum(begins) - 1  # of the word that a character belongs to
-        length = np.bincount(number[inside], minlength=len(start)).astype(np.int64)
-        letters = np.isin(kind, (LETTER, HAN)) & inside
-        alphabetic = np.bincount(number[letters], minlength=len(start)) > 0
+        goes_on = np.zeros(len(kind), bool)
+        goes_on[:-1] = (before & ~begins & inside)[1:]
+        start, end = np.flatnonzero(begins), np.flatnonzero(inside & ~goes_on) + 1
+        alphabetic = np.logical_or.reduceat(ALPHABETIC[kind], start) if len(start) else np.zeros(0, bool)
         starts = np.searchsorted(start, characters.starts).astype(np.int64)
         text = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        return Words(text, _keys(characters.code, start, length), length, alphabetic, starts)
+        return Words(text, _keys(characters.code, start, end), end - start, alphabetic, starts)
 
     def grams(self, n: int) -> tuple[Int, Key]:
         """(index of the first word, key) of every run of n words within one text."""
@@ -120,15 +129,8 @@ class Words:
         first = np.flatnonzero(self.text[:last] == self.text[n - 1 :])
         key = np.zeros(len(first), np.uint64)
         for step in range(n):
-            key = mixed(key * np.uint64(3) + self.key[first + step])
-        return first, key
-
-
-def mixed(key: Key) -> Key:
-    """Every bit of the answer depends on every bit of the key (splitmix64, Steele et al. 2014)."""
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
+            key += self.key[first + step] * np.uint64(pow(_FACTOR, step, 1 << 64))
+        return first, mixed(key)
 
 
 def sums(values: npt.NDArray[Any], starts: Int) -> Int:
@@ -138,15 +140,20 @@ def sums(values: npt.NDArray[Any], starts: Int) -> Int:
     return found
 
 
-def _keys(code: npt.NDArray[np.uint32], start: Int, length: Int) -> Key:
-    """Polynomials in the characters, of all words by one running sum: (sum to its end - sum before) / x^start."""
-    powers = np.full(len(code) + 1, np.uint64(_FACTOR))
+def _keys(code: npt.NDArray[np.uint32], start: Int, end: Int) -> Key:
+    """Polynomials in a word's characters, of all words by one running sum."""
+    if not len(start):
+        return np.zeros(0, np.uint64)
+    base = np.zeros(len(code), np.int64)
+    base[start] = start
+    place = np.arange(len(code)) - np.maximum.accumulate(base)  # in its word; beyond its end it does not matter
+    longest = int((end - start).max())
+    powers = np.full(longest + 1, np.uint64(_FACTOR))
     powers[0] = 1
     np.multiply.accumulate(powers, out=powers)
-    inverse = np.full(len(code) + 1, np.uint64(_INVERSE))
-    inverse[0] = 1
-    np.multiply.accumulate(inverse, out=inverse)
+    letter = LETTERS[np.minimum(code, 0xFFFF)]
+    if (beyond := code > 0xFFFF).any():
+        letter[beyond] = mixed(code[beyond].astype(np.uint64) + np.uint64(1))
     total = np.zeros(len(code) + 1, np.uint64)
-    np.cumsum(mixed(code.astype(np.uint64) + np.uint64(1)) * powers[:-1], out=total[1:])
-    key = (total[start + length] - total[start]) * inverse[start]
-    return mixed(key + length.astype(np.uint64))
+    np.cumsum(letter * powers[np.minimum(place, longest)], out=total[1:])
+    return mixed(total[end] - total[start] + (end - start).astype(np.uint64))
