@@ -73,27 +73,28 @@ def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Calla
     answers = []
     for stage in stages:
         folder = root / stage.name
-        key = keys[stage.name] = _key(stage, keys, session)
+        files = [[path.name, _hash(path)] for path in stage.files]
+        key = keys[stage.name] = _key(stage, files, keys, session)
         done = manifest(folder)
         if done is not None and done["key"] == key:
             say(f"{stage.name}: done before")
         elif session.stop.requested:
             raise Stopped(f"stopped before {stage.name}; what is finished is kept")
         else:
-            done = _run(stage, folder, key, session, say)
+            done = _run(stage, folder, key, files, session, say)
         answers.append(
             {name: done[name] for name in ("name", "seconds", "peak_bytes", "steps", "resumed_from_step", "figures")}
         )
     return answers
 
 
-def _key(stage: Stage, keys: Mapping[str, str], session: Session) -> str:
+def _key(stage: Stage, files: Sequence[list[str]], keys: Mapping[str, str], session: Session) -> str:
     content = {
         "layout": LAYOUT,
         **({"seed": session.seed, "dtype": str(session.dtype), "device": session.device.type} if stage.draws else {}),
         "sections": stage.key,
         "parents": {name: keys[name] for name in stage.parents if name in keys},
-        "files": [[path.name, _hash(path)] for path in stage.files],
+        "files": files,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -104,18 +105,30 @@ def _hash(path: Path) -> str:
     return file_hash(path)
 
 
-def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
+def _changed(before: Sequence[list[str]] | None, after: Sequence[list[str]]) -> str:
+    """What is told of files that differ from those of the older attempt; empty where none does."""
+    if before is None or list(before) == list(after):
+        return ""
+    old, new = {tuple(entry) for entry in before}, {tuple(entry) for entry in after}
+    names = sorted({name for name, _ in old ^ new})
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more files' if len(names) > 3 else ''} changed"
+
+
+def _run(
+    stage: Stage, folder: Path, key: str, files: Sequence[list[str]], session: Session, say: Callable[[str], None]
+) -> dict[str, Any]:
     started = folder / "started.json"
     attempt = json.loads(started.read_text(encoding="utf-8")) if started.is_file() else None
     if attempt is not None and attempt["key"] != key:
         aside = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(aside)
-        say(f"{stage.name}: its settings changed; the old one is kept as {aside.name}")
+        why = _changed(attempt.get("files"), files) or "its settings changed"
+        say(f"{stage.name}: {why}; the old one is kept as {aside.name}")
         attempt = None
     if attempt is None:
         shutil.rmtree(folder, ignore_errors=True)  # killed before started.json: nothing in it counts
         folder.mkdir(parents=True)
-        atomic_json(started, {"key": key, "seconds": 0.0})
+        atomic_json(started, {"key": key, "seconds": 0.0, "files": files})
         attempt = {"seconds": 0.0}
     else:
         say(f"{stage.name}: going on")
@@ -126,7 +139,8 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
             figures = stage.work(folder, session)
         finally:
             with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                atomic_json(started, {"key": key, "seconds": attempt["seconds"] + time.monotonic() - begin})
+                spent = attempt["seconds"] + time.monotonic() - begin
+                atomic_json(started, {"key": key, "seconds": spent, "files": files})
     done = {
         "name": stage.name,
         "key": key,

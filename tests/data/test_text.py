@@ -17,7 +17,7 @@ from llmlab.data import text as stage
 from llmlab.data.batches import batched
 from llmlab.data.mix import Epochs
 from llmlab.data.near import Near
-from llmlab.data.sources import Bundled, Files
+from llmlab.data.sources import Bundled, Files, read
 from llmlab.data.text import Text, input_files, joined, prepare_text, read_texts
 from llmlab.errors import InputError, Stopped
 from llmlab.recipe import parse
@@ -169,6 +169,19 @@ def test_paragraphs_and_near_duplicates_and_questions_go(tmp_path: Path) -> None
     card = (tmp_path / "out" / "card.md").read_text()
     assert "### near duplicates\n\n- `in.jsonl:22, like in.jsonl:21`: ``word0" in card
     assert sorted(contents(tmp_path / "out")) == ["card.md", "funnel.json", "held_out.jsonl", "train.jsonl"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = corpus(tmp_path, lines(20))
+
+    def reading(*given: Any) -> Any:
+        yield from read(*given)
+        (tmp_path / "in.jsonl").write_text("other")
+
+    monkeypatch.setattr(stage, "read", reading)
+    with pytest.raises(InputError, match=r"in\.jsonl: changed while text read it"):
+        prepare_text(section, tmp_path / "out", Session())
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_workers_change_no_byte(tmp_path: Path) -> None:

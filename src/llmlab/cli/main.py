@@ -41,7 +41,7 @@ VERBS = (
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
     *(reading.read, reading.summarize, reading.continue_),
-    *(measuring.evaluate, measuring.diagnose, measuring.xray),
+    *(measuring.evaluate, measuring.diagnose, measuring.xray, measuring.tokenizers),
     learning.handbook,
 )
 for verb in VERBS:

@@ -86,10 +86,13 @@ def prepare_text(section: Text, out: Path, session: Session) -> Figures:
     remove_leftovers(out)
     done.unlink(missing_ok=True)
     spool, sketches, reading = out / ".documents.jsonl.tmp", out / ".signatures.tmp", Reading()
+    before = _stamps(section)
     try:
         documents = _gather(section, spool, reading, session)
         if section.near is not None:
             documents.like = _near(section.near, section.workers, spool, sketches, session)
+        if changed := [path for path, stamp in _stamps(section).items() if before.get(path) != stamp]:
+            raise InputError(str(changed[0]), "changed while text read it", "--resume reads it again, from its start")
         split = _split(section, spool, documents, out)
     finally:
         spool.unlink(missing_ok=True)
@@ -100,6 +103,11 @@ def prepare_text(section: Text, out: Path, session: Session) -> Figures:
         file.write(card(funnel))
     atomic_json(done, funnel)
     return _figures(funnel)
+
+
+def _stamps(section: Text) -> dict[Path, tuple[int, int]]:
+    """Size and time of every file: where they differ afterwards, nobody knows which text was read."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in input_files(section)}
 
 
 def _figures(funnel: dict[str, Any]) -> Figures:
