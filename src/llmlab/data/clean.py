@@ -103,7 +103,9 @@ class Clean(Section):
     max_repeated_lines: float = Field(0.5, gt=0, le=1, description="Share of the text in lines it has before.")
     max_replacements: float = Field(0.01, ge=0, le=1, description="Share of U+FFFD, what a wrong decoding leaves.")
     repair: Literal["none", "ftfy"] = Field("none", description='Mend text that was decoded wrongly, as "donâ€™t".')
-    languages: tuple[str, ...] = Field((), description="Languages that stay, as [en, zh]; all where none is named.")
+    languages: tuple[str, ...] = Field(
+        (), description="That stay, as [en, zh]; all if empty. Short Chinese may read as wuu."
+    )
     rules: tuple[Rule, ...] = Field((), description="Sets of rules, as [gopher, c4, fineweb], or single ones.")
     personal: Personal = Field(Unmasked(), description="What happens to e-mail addresses, telephones, IP addresses.")
 
