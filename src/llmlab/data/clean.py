@@ -104,7 +104,7 @@ class Clean(Section):
     max_replacements: float = Field(0.01, ge=0, le=1, description="Share of U+FFFD, what a wrong decoding leaves.")
     repair: Literal["none", "ftfy"] = Field("none", description='Mend text that was decoded wrongly, as "donâ€™t".')
     languages: tuple[str, ...] = Field(
-        (), description="That stay, as [en, zh]; all if empty. Short Chinese may read as wuu."
+        (), description="That stay, as [en, zh, wuu]; all if empty. Some Chinese is told as wuu."
     )
     rules: tuple[Rule, ...] = Field((), description="Sets of rules, as [gopher, c4, fineweb], or single ones.")
     personal: Personal = Field(Unmasked(), description="What happens to e-mail addresses, telephones, IP addresses.")
