@@ -73,8 +73,10 @@ def test_a_changed_file_or_seed_redoes(life: Life) -> None:
     life.user_file.write_text("two")
     life.run()
     assert life.worked == ["first", "second"]
+    assert "first: text.txt changed; the old one is kept as first.old-1" in life.said
     life.run(seed=1)
     assert life.worked == ["first", "second"]
+    assert "first: its settings changed; the old one is kept as first.old-2" in life.said
     life.user_file.unlink()
     with pytest.raises(InputError, match="no such file"):
         life.run()
@@ -89,6 +91,19 @@ def test_a_cut_stage_goes_on(life: Life) -> None:
     answers = life.run()
     assert life.worked == ["second+"]
     assert answers[1]["resumed_from_step"] == 2
+
+
+def test_a_file_that_changed_between_stop_and_resume_is_named_and_read_anew(life: Life) -> None:
+    life.cut = True
+    with pytest.raises(RuntimeError):
+        life.run()
+    life.user_file.write_text("other")
+    life.cut = False
+    answers = life.run()
+    assert life.worked == ["first", "second"]
+    assert answers[1]["resumed_from_step"] == 0
+    assert "first: text.txt changed; the old one is kept as first.old-1" in life.said
+    assert (life.root / "second.old-1" / "half").is_file()
 
 
 def test_a_stage_killed_before_it_began_starts_anew(life: Life) -> None:

@@ -99,30 +99,36 @@ def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Calla
     answers = []
     for stage in stages:
         folder = root / stage.name
-        key = keys[stage.name] = session.world.told(partial(_key, stage, dict(keys), session))
+        files = session.world.told(partial(_hashes, stage))
+        key = keys[stage.name] = _key(stage, files, keys, session)
         done = session.world.told(partial(manifest, folder))
         if done is not None and done["key"] == key:
             say(f"{stage.name}: done before")
         elif session.asked_to_stop():
             raise Stopped(f"stopped before {stage.name}; what is finished is kept")
         else:
-            done = _run(stage, folder, key, session, say)
+            done = _run(stage, folder, key, files, session, say)
         answers.append(
             {name: done[name] for name in ("name", "seconds", "peak_bytes", "steps", "resumed_from_step", "figures")}
         )
     return answers
 
 
-def _key(stage: Stage, keys: Mapping[str, str], session: Session) -> str:
+def _key(stage: Stage, files: Sequence[list[str]], keys: Mapping[str, str], session: Session) -> str:
     content = {
         "layout": LAYOUT,
         **({"seed": session.seed, "dtype": str(session.dtype), "device": session.device.type} if stage.draws else {}),
         **({} if session.fuse or not stage.draws else {"kernels": "plain"}),
         "sections": stage.key,
         "parents": {name: keys[name] for name in stage.parents if name in keys},
-        "files": [[path.name, _hash(path)] for path in stage.files],
+        "files": files,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _hashes(stage: Stage) -> list[list[str]]:
+    """Name and hash of each file of the user's that it reads."""
+    return [[path.name, _hash(path)] for path in stage.files]
 
 
 def _hash(path: Path) -> str:
@@ -131,9 +137,20 @@ def _hash(path: Path) -> str:
     return file_hash(path)
 
 
-def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
+def _changed(before: Sequence[list[str]] | None, after: Sequence[list[str]]) -> str:
+    """What is told of files that differ from those of the older attempt; empty where none does."""
+    if before is None or list(before) == list(after):
+        return ""
+    old, new = {tuple(entry) for entry in before}, {tuple(entry) for entry in after}
+    names = sorted({name for name, _ in old ^ new})
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more files' if len(names) > 3 else ''} changed"
+
+
+def _run(
+    stage: Stage, folder: Path, key: str, files: Sequence[list[str]], session: Session, say: Callable[[str], None]
+) -> dict[str, Any]:
     world = session.world
-    before = world.told(partial(_begun, stage.name, folder, key, say))
+    before = world.told(partial(_begun, stage.name, folder, key, files, say))
     begin = time.monotonic()
     with PeakMemory() as peak:
         try:
@@ -142,7 +159,8 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
         finally:
             if world.first:
                 with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                    atomic_json(folder / STARTED, {"key": key, "seconds": before + time.monotonic() - begin})
+                    spent = before + time.monotonic() - begin
+                    atomic_json(folder / STARTED, {"key": key, "seconds": spent, "files": files})
     done = {
         "name": stage.name,
         "key": key,
@@ -157,19 +175,20 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
     return done
 
 
-def _begun(name: str, folder: Path, key: str, say: Callable[[str], None]) -> float:
+def _begun(name: str, folder: Path, key: str, files: Sequence[list[str]], say: Callable[[str], None]) -> float:
     """The folder of an attempt that works under `key`: a new one, or one that is gone on with; seconds spent in it."""
     started = folder / STARTED
     attempt = json.loads(started.read_text(encoding="utf-8")) if started.is_file() else None
     if attempt is not None and attempt["key"] != key:
         aside = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(aside)
-        say(f"{name}: its settings changed; the old one is kept as {aside.name}")
+        why = _changed(attempt.get("files"), files) or "its settings changed"
+        say(f"{name}: {why}; the old one is kept as {aside.name}")
         attempt = None
     if attempt is None:
         shutil.rmtree(folder, ignore_errors=True)  # killed before started.json: nothing in it counts
         folder.mkdir(parents=True)
-        atomic_json(started, {"key": key, "seconds": 0.0})
+        atomic_json(started, {"key": key, "seconds": 0.0, "files": files})
         attempt = {"seconds": 0.0}
     else:
         say(f"{name}: going on")

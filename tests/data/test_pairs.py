@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llmlab.data.messages import first_question
-from llmlab.data.pairs import FilePairs, Pair, PairBatches, TaskPairs, pair_files, pair_of_row, read_pairs, split_pairs
+from llmlab.data.pair_rows import Pair, pair_of_row
+from llmlab.data.pairs import FilePairs, PairBatches, TaskPairs, pair_files, read_pairs, split_pairs
 from llmlab.data.rows import Problem
 from llmlab.data.sources import Reading
 from llmlab.errors import InputError

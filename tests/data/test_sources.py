@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import given
@@ -50,18 +53,52 @@ def write_parquet(path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "id": range(4)}), path, row_group_size=2)
 
 
-WRITERS = {"jsonl": write_jsonl, "json": write_json, "csv": write_csv, "parquet": write_parquet}
+def write_arrow(path: Path) -> None:
+    table = pyarrow.table({"id": range(4), "text": TEXTS})
+    with pyarrow.ipc.new_stream(path, table.schema) as file:
+        for batch in table.to_batches(max_chunksize=3):
+            file.write_batch(batch)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def zstd(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+WRITERS = {
+    "jsonl": write_jsonl,
+    "json": write_json,
+    "csv": write_csv,
+    "parquet": write_parquet,
+    "arrow": write_arrow,
+}
+PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
 @pytest.mark.parametrize("ending", WRITERS)
-def test_every_table_gives_the_same_texts(tmp_path: Path, ending: str, packed: bool) -> None:
-    path = tmp_path / f"rows.{ending}"
-    WRITERS[ending](path)
-    if packed:
-        content, path = path.read_bytes(), tmp_path / f"rows.{ending}.gz"
-        path.write_bytes(gzip.compress(content))
+def test_every_table_gives_the_same_texts(tmp_path: Path, ending: str, packed: str) -> None:
+    WRITERS[ending](tmp_path / f"rows.{ending}")
+    content, path = (tmp_path / f"rows.{ending}").read_bytes(), tmp_path / f"packed.{ending}{packed}"
+    path.write_bytes(PACKERS[packed](content))
     assert texts(path) == TEXTS
+
+
+def test_an_arrow_file_with_an_index_at_its_end(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": TEXTS})
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    assert texts(tmp_path / "a.arrow") == TEXTS
+
+
+@pytest.mark.parametrize("packed", [ending for ending in PACKERS if ending])
+def test_a_cut_packed_file_is_named(tmp_path: Path, packed: str) -> None:
+    path = tmp_path / f"a.txt{packed}"
+    path.write_bytes(PACKERS[packed](bytes(range(32, 127)) * 999)[:-9])
+    with pytest.raises(InputError, match=f"{path}: is no whole"):
+        texts(path)
 
 
 def test_a_document_names_its_line(tmp_path: Path) -> None:
@@ -169,6 +206,13 @@ def corrupt(path: Path, content: bytes) -> Path:
         ("a.txt", b"\xef\xbb\xbfab\xff", r"byte 5 \(0xFF\) is not utf-8"),
         ("a.txt", b"ab\xe4\xb8", r"byte 2 \(0xE4\) is not utf-8"),
         ("a.txt", "很多很多好的字很多很多好的字".encode() + b"\xff!", "the file is damaged there"),
+        (
+            "a.txt",
+            "很多很多好的字很多很多好的字\n".encode() + "三国演义三国".encode("gb18030"),
+            r"damaged there, or goes on in gb18030: a file has one encoding",
+        ),
+        ("a.txt.zst", b"no zstd at all", "is no whole zstd file"),
+        ("a.arrow", b"no arrow at all, though it is long enough", "is no whole arrow file"),
         ("a.txt.gz", b"no gzip at all", "is no whole gzip file"),
         ("a.txt.gz", gzip.compress(b"x" * 99999)[:-20], "is no whole gzip file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"1 of 2 rows have no text: line 2 is not JSON: Expecting value"),
@@ -247,3 +291,40 @@ def test_large_files_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 500_000, name
+
+
+# ---------------------------------------------------------------- lines without end
+
+
+def test_a_line_beyond_the_limit_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LONGEST", 1000)
+    rows = [json.dumps({"text": letter * 2000 if letter == "b" else letter}) for letter in "abc"]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    reading = Reading()
+    found = list(Files(path=str(tmp_path / "a.jsonl"), bad_rows=0.5).read(reading))
+    assert [document.text for document in found] == ["a", "c"]
+    assert reading.examples == ["a.jsonl:2 has 2,012 characters, and a line is read up to 1,000"]
+
+
+def test_a_line_beyond_the_limit_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    monkeypatch.setattr(files, "CHUNK", 1 << 14)
+    monkeypatch.setattr(files, "LONGEST", 1 << 15)
+    (tmp_path / "a.jsonl").write_text('{"text": "kept"}\n{"text": "' + "long " * 1_000_000 + '"}\n{"text": "kept"}')
+    tracemalloc.start()
+    assert texts(tmp_path / "a.jsonl", bad_rows=0.5) == ["kept", "kept"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000  # of a line of 5,000,000
+
+
+@pytest.mark.parametrize("text", ["x" * 2000, '"' + "x\n" * 1000])
+def test_a_csv_row_beyond_the_limit_ends_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Where such a row ends only its quotes would say, so what follows cannot be found without reading it."""
+    monkeypatch.setattr(files, "LONGEST", 1000)
+    (tmp_path / "a.csv").write_text(f"text\na\n{text}\nb\n")
+    with pytest.raises(InputError, match=r"a\.csv:\d+: has [\d,]+ characters, and a line is read up to 1,000"):
+        texts(tmp_path / "a.csv")

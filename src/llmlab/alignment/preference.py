@@ -25,7 +25,8 @@ from llmlab.alignment.reward import HeldOutPairs, accuracy_by_tag
 from llmlab.checkpoints.bundle import Bundle
 from llmlab.checkpoints.native import plain_state, save_model
 from llmlab.data.batch import PairBatch, collate_pairs, listed
-from llmlab.data.pairs import Pair, PairBatches, PairSource, TaskPairs, pair_files, read_pairs, split_pairs
+from llmlab.data.pair_rows import Pair
+from llmlab.data.pairs import PairBatches, PairSource, TaskPairs, pair_files, read_pairs, split_pairs
 from llmlab.data.sources import Reading
 from llmlab.data.state import State
 from llmlab.objectives.language import token_logprobs

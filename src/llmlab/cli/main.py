@@ -45,7 +45,7 @@ VERBS = (
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
     *(reading.read, reading.summarize, reading.continue_),
-    *(measuring.evaluate, measuring.diagnose, measuring.runs, measuring.xray),
+    *(measuring.evaluate, measuring.diagnose, measuring.runs, measuring.xray, measuring.tokenizers),
     learning.handbook,
 )
 for verb in VERBS:

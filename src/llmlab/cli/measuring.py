@@ -100,3 +100,22 @@ def diagnose(
     sizes = parse(Diagnosing, override(Diagnosing, {}, settings or []), "diagnose")
     found = find(load_model(model, weights, device), data, sizes, notice)
     answer(as_json, found, table(found))
+
+
+def tokenizers(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Texts; the bundled books by default.")
+    ] = None,
+    kinds: Annotated[str, typer.Option("--kinds", help="With commas: bpe, unigram, wordpiece.")] = "bpe,unigram",
+    sizes: Annotated[str, typer.Option("--sizes", help="Sizes of the vocabulary, with commas.")] = "1024,4096",
+    as_json: AsJson = False,
+) -> None:
+    """How many bytes of held-out text a token holds, by kind of tokenizer and size of vocabulary."""
+    from llmlab.errors import InputError
+    from llmlab.evaluation.tokenizers import compare_tokenizers, read_texts, table
+
+    wanted = [size.strip() for size in sizes.split(",")]
+    if not all(size.isdecimal() and len(size) < 8 for size in wanted):
+        raise InputError("--sizes", f"{sizes!r} are no whole numbers", "as in 1024,4096")
+    rows = compare_tokenizers(read_texts(files or []), [kind.strip() for kind in kinds.split(",")], [*map(int, wanted)])
+    answer(as_json, {"tokenizers": rows}, table(rows))

@@ -1,6 +1,6 @@
 """Chats to learn answers from: where they come from, which are held out, and how they become batches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +10,9 @@ from pydantic import Field
 from llmlab.data import bundled, tasks
 from llmlab.data.batch import Batch, Sequences, listed, pack
 from llmlab.data.heldout import split_by_prompt
-from llmlab.data.messages import Messages, asked, first_question, instruction, messages, text
+from llmlab.data.layouts import ChatLayout, chat_of_row
+from llmlab.data.messages import Messages, first_question
 from llmlab.data.order import ShuffledOrder
-from llmlab.data.rows import Problem
 from llmlab.data.sources import Reading
 from llmlab.data.state import State
 from llmlab.data.tables import Table
@@ -29,82 +29,21 @@ class Chat:
     source: str
 
 
-# ---------------------------------------------------------------- layouts
-
-Layout = Literal["auto", "messages", "sharegpt", "chatterbot", "alpaca", "prompt", "question"]
-
-
-def _answered(dialogue: Messages | Problem, answer: str | Problem) -> Messages | Problem:
-    if isinstance(dialogue, Problem):
-        return dialogue
-    return answer if isinstance(answer, Problem) else [*dialogue, {"role": "assistant", "content": answer}]
-
-
-def _dialogue(field: str) -> Callable[[Mapping[str, Any]], Messages | Problem]:
-    def read(row: Mapping[str, Any]) -> Messages | Problem:
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-        turns = row[field]
-        return messages([*system, *turns] if isinstance(turns, list) else turns)
-
-    return read
-
-
-def _chatterbot(row: Mapping[str, Any]) -> Messages | Problem:
-    """The first two turns: what comes later is mostly other answers to the same question."""
-    turns = row["turns"]
-    if not isinstance(turns, list) or len(turns) < 2:
-        return Problem("has fewer than two turns")
-    pair = {"question": turns[0], "answer": turns[1]}
-    return _answered(asked(pair, "question"), text(pair, "answer"))
-
-
-def _prompt(row: Mapping[str, Any]) -> Messages | Problem:
-    """A prompt and its completion, each a text or a list of messages."""
-    if isinstance(row["prompt"], list) and isinstance(row["completion"], list):
-        return messages([*row["prompt"], *row["completion"]])
-    return _answered(asked(row, "prompt"), text(row, "completion"))
-
-
-# In the order in which they are tried: the fields that tell a layout, and how its rows are read.
-LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Messages | Problem]]] = {
-    "messages": (("messages",), _dialogue("messages")),
-    "sharegpt": (("conversations",), _dialogue("conversations")),
-    "chatterbot": (("turns",), _chatterbot),
-    "alpaca": (("instruction", "output"), lambda row: _answered(instruction(row), text(row, "output"))),
-    "prompt": (("prompt", "completion"), _prompt),
-    "question": (("question", "answer"), lambda row: _answered(asked(row, "question"), text(row, "answer"))),
-}
-
-
-def chat_of_row(row: Mapping[str, Any], layout: Layout = "auto") -> Messages | Problem:
-    """The messages of one row, cut after its last answer. The layout is told by the row's fields unless named."""
-    if layout == "auto":
-        there = [name for name, (fields, _) in LAYOUTS.items() if all(field in row for field in fields)]
-        if not there:
-            return Problem(f"has none of the known fields ({'; '.join(', '.join(f) for f, _ in LAYOUTS.values())})")
-        layout = there[0]  # type: ignore[assignment]
-    fields, read = LAYOUTS[layout]
-    missing = [field for field in fields if field not in row]
-    dialogue = Problem(f"has no field {missing[0]!r}") if missing else read(row)
-    if isinstance(dialogue, Problem):
-        return dialogue
-    while dialogue and dialogue[-1]["role"] != "assistant":
-        dialogue = dialogue[:-1]  # a question at the end that nobody answers
-    return dialogue if first_question(dialogue) else Problem("has no question that is answered")
-
-
 # ---------------------------------------------------------------- sources
 
 
 class FileChats(Table):
-    """Your own chats: rows of messages, sharegpt, alpaca, prompt and completion, question and answer."""
+    """Your own chats: rows of messages, sharegpt, alpaca, prompt and completion, question and answer; of KTO rows those
+    whose answer is marked good."""
 
     kind: Literal["file"] = "file"
-    layout: Layout = Field("auto", description="How a row is read; auto tells it by the row's fields.")
+    layout: ChatLayout = Field("auto", description="How a row is read; auto tells it by the row's fields.")
     system: str | None = Field(None, description="A system message for chats that have none.")
 
     def chats(self, seed: int, reading: Reading) -> Iterator[Chat]:
         for source, dialogue in self.read(lambda row: chat_of_row(row, self.layout), reading):
+            if not dialogue:
+                continue  # an answer marked bad
             bare = self.system is not None and dialogue[0]["role"] != "system"
             first = [{"role": "system", "content": self.system or ""}] if bare else []
             yield Chat([*first, *dialogue], source)

@@ -1,4 +1,4 @@
-"""Exact duplicates: texts that are equal up to white space."""
+"""Exact duplicates: texts, or paragraphs, that are equal up to white space."""
 
 import hashlib
 
@@ -23,3 +23,18 @@ class Seen:
         before = len(self._keys)
         self._keys.add(key)
         return len(self._keys) > before
+
+
+class Paragraphs:
+    """Takes out of each text the paragraphs that stood in an earlier one, or earlier in itself.
+
+    Only those of `least` characters count: a short one ("* * *", a name, "Yes.") comes back without being a copy."""
+
+    def __init__(self, least: int) -> None:
+        self._least, self._seen = least, Seen()
+
+    def fresh(self, text: str) -> str:
+        """The text without them; empty where nothing is left."""
+        parts = text.split("\n\n")
+        kept = [part for part in parts if len(part) < self._least or self._seen.new(key(part))]
+        return text if len(kept) == len(parts) else "\n\n".join(kept).strip("\n")

@@ -1,21 +1,27 @@
 """The user's files as text: which ones are meant, their bytes unpacked and decoded, their lines."""
 
+import bz2
 import codecs
 import difflib
 import glob
 import gzip
 import io
 import itertools
+import lzma
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from llmlab.data import saved
 from llmlab.errors import InputError
 
 CHUNK = 1 << 20  # bytes read at a time
-TEXTS, TABLES = ("txt", "md"), ("jsonl", "json", "csv", "parquet")
-ENDINGS = ", ".join((*TEXTS, *TABLES)) + ", each also with .gz"
+LONGEST = 1 << 26  # characters of a line; of a longer one nothing is held, and whoever reads lines is told
+TEXTS, TABLES = ("txt", "md"), ("jsonl", "json", "csv", "parquet", "arrow")
+PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+ENDINGS = f"{', '.join((*TEXTS, *TABLES))}, each also with {', '.join(PACKED)}; or a folder of datasets' save_to_disk"
 MARKS = {  # byte order marks, the longer first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -26,14 +32,15 @@ MARKS = {  # byte order marks, the longer first: UTF-32's begins with UTF-16's
 
 
 def find(path: str) -> list[Path]:
-    """The files that `path` names: itself, those below the folder, or those that match the pattern; sorted."""
+    """The files that `path` names: itself, those below the folder, or those that match the pattern; sorted. Of a folder
+    that `datasets` saved, its shards in their order."""
     place = Path(path).expanduser()
     if place.is_file():
         ending(place)
         return [place]
     if place.is_dir():
         inside = [file for file in sorted(place.rglob("*")) if file.is_file() and _visible(file, place)]
-        found = [file for file in inside if _known(file)]
+        found = saved.shards([file for file in inside if _known(file)])
         if not found:
             kinds = sorted({file.suffix or file.name for file in inside})
             raise InputError(path, f"has no file to read, only {', '.join(kinds) or 'nothing'}", f"allowed: {ENDINGS}")
@@ -56,12 +63,22 @@ def _visible(file: Path, root: Path) -> bool:
 
 
 def _known(file: Path) -> bool:
-    return file.name.lower().removesuffix(".gz").rpartition(".")[2] in (*TEXTS, *TABLES)
+    return _bare(file).rpartition(".")[2] in (*TEXTS, *TABLES)
+
+
+def packed(file: Path) -> str:
+    """By what program the file is packed, from its name; empty where it is not."""
+    return PACKED.get(file.suffix.lower(), "")
+
+
+def _bare(file: Path) -> str:
+    """`a.jsonl` of `A.JSONL.gz`."""
+    return (file.name[: -len(file.suffix)] if packed(file) else file.name).lower()
 
 
 def ending(file: Path) -> str:
     """`jsonl` of `A.JSONL.gz`. Raises `InputError` for an ending that is not read here."""
-    name = file.name.lower().removesuffix(".gz").rpartition(".")[2]
+    name = _bare(file).rpartition(".")[2]
     if not _known(file):
         raise InputError(str(file), f"unknown ending {file.suffix!r}", f"allowed: {ENDINGS}")
     return name
@@ -71,19 +88,34 @@ def ending(file: Path) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    match packed(path):
+        case "gzip":
+            return gzip.open(path)  # type: ignore[return-value]
+        case "bzip2":
+            return bz2.open(path)
+        case "xz":
+            return lzma.open(path)
+        case "zstd":
+            import pyarrow  # the standard library has it from Python 3.14 on
+
+            opened: IO[bytes] = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+            return opened
+        case _:
+            return path.open("rb")
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, unpacked, in blocks. A broken gzip file or an unreadable one is an `InputError`."""
+    """The file's bytes, unpacked, in blocks. A broken packed file or an unreadable one is an `InputError`."""
     try:
         with _open(path) as file:
             while block := file.read(CHUNK):
                 yield block
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(str(path), f"is no whole gzip file: {error}") from None
     except PermissionError:
         raise InputError(str(path), "may not be read by this user") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if not packed(path):
+            raise
+        raise InputError(str(path), f"is no whole {packed(path)} file: {error}") from None
 
 
 def chunks(path: Path, encoding: str = "utf-8") -> Iterator[str]:
@@ -111,11 +143,16 @@ def chunks(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def _undecodable(path: Path, encoding: str, at: int, error: UnicodeDecodeError) -> InputError:
-    """Names the byte, and the encoding that would read it, unless so much was read well that the file is damaged."""
+    """Names the byte, and the encoding that would read it, unless so much was read well that the file is damaged, or
+    put together from files of two encodings."""
     before = sum(byte >= 0x80 for byte in error.object[: error.start])
     guesses = [name for name in ("utf-8", "gb18030", "cp1252") if name != encoding and _decodes(error.object, name)]
     if before > 16 and encoding == "utf-8":
+        line = error.object[error.start :].partition(b"\n")[0]
+        others = [name for name in ("gb18030", "cp1252") if len(line) > 3 and _decodes(line, name)]
         hint = "what stands before it is UTF-8: the file is damaged there"
+        if others:
+            hint += f", or goes on in {others[0]}: a file has one encoding, so convert that part first"
     else:
         hint = f"set encoding: {guesses[0]}?" if guesses else "name its encoding, as in encoding: gb18030"
     return InputError(str(path), f"byte {at} (0x{error.object[error.start]:02X}) is not {encoding}", hint)
@@ -129,14 +166,29 @@ def _decodes(sample: bytes, encoding: str) -> bool:
     return True
 
 
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+@dataclass(frozen=True)
+class LongLine:
+    """A line of more than `LONGEST` characters, of which nothing is kept but their number."""
+
+    characters: int
+
+    @property
+    def problem(self) -> str:
+        return f"has {self.characters:,} characters, and a line is read up to {LONGEST:,}"
+
+
+def lines(path: Path, encoding: str = "utf-8") -> Iterator[str | LongLine]:
     """The file's lines with their newline. Only newlines end a line: U+2028 may stand inside a JSON string."""
-    rest = list[str]()
+    rest, held = list[str](), 0
     for chunk in chunks(path, encoding):
-        head, *tail = chunk.split("\n")
-        rest.append(head)
-        for line in tail:
-            yield "".join(rest) + "\n"
-            rest = [line]
-    if last := "".join(rest):
-        yield last
+        for number, part in enumerate(chunk.split("\n")):
+            if number:  # a newline stood before this part
+                yield "".join(rest) + "\n" if held <= LONGEST else LongLine(held)
+                rest, held = [], 0
+            held += len(part)
+            if held <= LONGEST:
+                rest.append(part)
+            else:
+                rest.clear()
+    if held:
+        yield "".join(rest) if held <= LONGEST else LongLine(held)

@@ -8,7 +8,9 @@ import numpy.typing as npt
 from llmlab.errors import InputError
 
 
-def held_out(keys: Sequence[int], sizes: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
+def held_out(
+    keys: Sequence[int] | npt.NDArray[np.uint64], sizes: Sequence[int] | npt.NDArray[np.int64], share: float
+) -> npt.NDArray[np.bool_]:
     """Which documents are held out, bool [documents]. `keys` are uint64 hashes of their content, `sizes` their bytes.
 
     Those of the smallest keys, until they have `share` of all bytes: a fixed share of a short corpus too, which a

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.parquet
 from pydantic import Field
 
 from llmlab.data.files import TABLES, ending, find
@@ -21,7 +20,7 @@ Convert = Callable[[Mapping[str, Any]], X | Problem]
 
 
 class Table(Section):
-    """Files of rows: jsonl, json, csv, parquet, also gzipped; a file, a folder or a pattern."""
+    """Files of rows: jsonl, json, csv, parquet, arrow, also packed; a file, a folder or a pattern."""
 
     path: str = Field(min_length=1, description="A file, a folder (read with all below it), or a pattern with *.")
     columns: dict[str, str] = Field({}, description="Where your columns have other names: {prompt: my_question}.")
@@ -46,7 +45,7 @@ class Table(Section):
 
     def _file(self, path: Path, name: str, convert: Convert[X], reading: Reading) -> Iterator[tuple[str, X]]:
         here, seen, reasons = Reading(), dict[str, None](), dict[str, int]()
-        for number, row in rows(path, self.encoding, _columns(path)):
+        for number, row in rows(path, self.encoding, ()):
             if here.rows == self.limit:
                 break
             here.rows += 1
@@ -82,14 +81,3 @@ class Table(Section):
             guess = f"did you mean {near[0]!r}? " if near else ""
             hint = f"{guess}the columns are {', '.join(seen)}; name yours by columns"
         return InputError(str(path), f"{here.skipped} of {here.rows} rows cannot be used: {listed}", hint)
-
-
-def _columns(path: Path) -> tuple[str, ...]:
-    """All columns of a parquet file; other formats give theirs unasked."""
-    if ending(path) != "parquet":
-        return ()
-    try:
-        return tuple(pyarrow.parquet.read_schema(path).names)
-    except (pyarrow.ArrowException, OSError):
-        hint = "unpack it first" if path.suffix == ".gz" else ""
-        raise InputError(str(path), "is no whole parquet file", hint) from None

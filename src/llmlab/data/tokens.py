@@ -3,12 +3,15 @@ shards."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llmlab.data.card import card
 from llmlab.data.shards import write_shards
 from llmlab.data.text import read_texts
 from llmlab.errors import Stopped
+from llmlab.runtime import atomic_text
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe, train_tokenizer
@@ -40,6 +43,8 @@ def _encoded(text: Path, out: Path, session: Session) -> Figures:
         shards = write_shards(texts, tokenizer, out / split)
         figures[f"{split}_tokens"] = shards.tokens
         figures[f"{split}_bytes_per_token"] = shards.text_bytes / shards.tokens
+    if (funnel := text / "funnel.json").is_file():
+        atomic_text(out / "card.md", card(json.loads(funnel.read_text(encoding="utf-8")), figures))
     return figures
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from llmlab.data.pairs import FilePairs, Pair
+from llmlab.data.pair_rows import Pair
+from llmlab.data.pairs import FilePairs
 from llmlab.data.sources import Reading
 from llmlab.data.tasks import rivals
 from llmlab.evaluation.asking import Asker, user
