@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora
-from llmlab.handbook.domains import DOMAINS, Asked, Domain
+from llmlab.handbook.domains import BEFORE, CHOICES, DOMAINS, Asked, Domain
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import passages
 from llmlab.handbook.recalling import Neighbours, Passages
@@ -30,7 +30,7 @@ from llmlab.runtime import generator
 
 LAYERS, DIM, HEADS, LENGTH = 2, 64, 4, 256
 BEGUN, TESTED, ROWS = 32, 128, 64  # tokens of a tested row that are only read; its tokens; rows
-LOOKS = 10  # times in a training that it is validated
+LOOKS, CHECKED = 10, 4  # times in a training that it is validated, and rows of that
 ROLE = "domain"
 MEASURES = (
     *("domain bits", "terms", "general bits"),
@@ -75,7 +75,7 @@ def trained(model: Transformer, role: str | None, part_T: Tensor, settings: Mapp
     """Learn a domain's text in place, with `replay` of the rows from the novel, and keep what tells the validation
     text best. Answers after which share of the steps that was."""
     source, steps = generator(seed, "handbook", "domains", "rows"), settings["steps"]
-    losses, validated_NL = plain(model, role), _rows(DOMAINS[settings["domain"]]().validated_T, LENGTH + 1)
+    losses, validated_NL = plain(model, role), _rows(DOMAINS[settings["domain"]]().validated_T, LENGTH + 1)[:CHECKED]
     seen: list[tuple[float, int, dict[str, Tensor]]] = []
 
     def look(step: int) -> None:
@@ -141,14 +141,12 @@ def bits(losses: Losses, row_NL: Tensor) -> float:
 
 def recalled(losses: Losses, asked: list[Asked]) -> float:
     """The share of questions whose right answer is the likeliest of those it comes with, by its mean nats."""
-    right = 0
-    for before, choices in asked:
-        longest = max(map(len, choices))
-        row_NL = torch.tensor([before + choice + [0] * (longest - len(choice)) for choice in choices])
-        told_NL = torch.arange(longest) < torch.tensor([[len(choice)] for choice in choices])
-        nats_N = (losses(row_NL, len(before)) * told_NL).sum(1) / told_NL.sum(1)
-        right += int(nats_N.argmin()) == 0
-    return right / len(asked)
+    rows = [(before, choice) for before, choices in asked for choice in choices]
+    longest = max(len(choice) for _, choice in rows)
+    row_NL = torch.tensor([before + choice + [0] * (longest - len(choice)) for before, choice in rows])
+    told_NL = torch.arange(longest) < torch.tensor([[len(choice)] for _, choice in rows])
+    nats_N = (losses(row_NL, BEFORE) * told_NL).sum(1) / told_NL.sum(1)
+    return float((nats_N.view(-1, CHOICES).argmin(1) == 0).double().mean())
 
 
 def _tested(domain: Domain) -> tuple[Tensor, Tensor]:

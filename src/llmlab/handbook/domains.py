@@ -22,13 +22,14 @@ DATA = 45_000  # tokens that there are to learn from at most; the general text h
 VALIDATED = 2_048  # tokens that say when to stop; nothing is told of them
 HELD_OUT = 24_000  # tokens at most that are tested on
 QUESTIONS, CHOICES = 64, 4
-BEFORE = 48  # tokens in front of a name that is asked for
+BEFORE = 48  # tokens in front of what is asked for; where a question has fewer, it begins on a new line
+RUN = 16  # tokens on end that test and training must not share
 SHORT = 24  # tokens at most of an answer that is asked for
 NAMES = ("玄德", "董卓", "曹操", "吕布", "袁绍", "张飞", "何进", "李儒")  # met most in the stretch that is learnt from
 
 
 class Asked(NamedTuple):
-    """What stands before, and the ways to go on, the right one first."""
+    """The BEFORE tokens that stand before, and the ways to go on, the right one first."""
 
     before: list[int]
     choices: tuple[list[int], ...]
@@ -52,18 +53,20 @@ class Domain(NamedTuple):
 
 @cache
 def dialogues() -> Domain:
-    """The bundled English dialogues, each once, in an order of their own. Questions that are held out are not learnt
-    from with another answer; asked are questions of trivia that are learnt from: which of four answers is theirs."""
+    """The bundled English dialogues, each once, in an order of their own. What is held out has no question, and no RUN
+    tokens on end, that are learnt from; asked are questions of trivia that are: which of four answers is theirs."""
     answers: dict[str, dict[str, str]] = {}  # by question: what is answered, and on what topic
     for line in bundled.path("chatterbot_en").read_text(encoding="utf-8").splitlines():
-        said = json.loads(line)
-        question, *others = (turn.strip() for turn in said["turns"])
-        answers.setdefault(question, {})["\n".join(others)] = said["topic"]
+        told = json.loads(line)
+        question, *others = (turn.strip() for turn in told["turns"])
+        answers.setdefault(question, {})["\n".join(others)] = told["topic"]
     source = generator(0, "handbook", "domains", "dialogues")
     questions = list(answers)
     questions = [questions[place] for place in torch.randperm(len(questions), generator=source).tolist()]
     texts = [_ids("".join(f"{question}\n{answer}\n\n" for answer in answers[question])) for question in questions]
     learnt = _until(texts, DATA)
+    known = {run for ids in texts[:learnt] for run in runs(ids)}
+    texts[learnt:] = [ids for ids in texts[learnt:] if known.isdisjoint(runs(ids))]
     validated = learnt + _until(texts[learnt:], VALIDATED)
     facts = [
         (_ids(f"{question}\n"), _ids(answer))
@@ -77,7 +80,9 @@ def dialogues() -> Domain:
         before, right = facts[place]
         wrong = [answer for answer in map(list, dict.fromkeys(tuple(answer) for _, answer in facts)) if answer != right]
         chosen = torch.randperm(len(wrong), generator=source)[: CHOICES - 1].tolist()
-        asked.append(Asked(before, (right, *(wrong[other] for other in chosen))))
+        asked.append(
+            Asked(_ids("\n") * (BEFORE - len(before)) + before[-BEFORE:], (right, *(wrong[other] for other in chosen)))
+        )
     parts = texts[:learnt], texts[learnt:validated], texts[validated:]
     return Domain(*(torch.tensor([id for ids in part for id in ids]) for part in parts), asked)
 
@@ -108,6 +113,11 @@ def classical_chinese() -> Domain:
 
 
 DOMAINS = {"dialogues": dialogues, "classical Chinese": classical_chinese}
+
+
+def runs(ids: list[int]) -> set[tuple[int, ...]]:
+    """Every RUN tokens on end."""
+    return {tuple(ids[start : start + RUN]) for start in range(len(ids) - RUN + 1)}
 
 
 def _ids(text: str) -> list[int]:

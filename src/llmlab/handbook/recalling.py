@@ -36,8 +36,9 @@ class Passages:
         self.index.add([_text(piece) for piece in pieces])
 
     def __call__(self, row_NL: Tensor, read: int) -> Tensor:
-        found = [int(self.index.scores(_text(ids)).argmax()) for ids in row_NL[:, :read].tolist()]
-        return self.losses(torch.cat([self.passage_NL[found], row_NL], 1), PASSAGE + read)
+        begun_UL, which_N = row_NL[:, :read].unique(dim=0, return_inverse=True)
+        found_U = torch.tensor([int(self.index.scores(_text(ids)).argmax()) for ids in begun_UL.tolist()])
+        return self.losses(torch.cat([self.passage_NL[found_U[which_N]], row_NL], 1), PASSAGE + read)
 
 
 def _text(ids: Sequence[int]) -> str:
@@ -65,18 +66,26 @@ class Neighbours:
         row_NL = text_T.unfold(0, length + 1, length)
         with torch.no_grad():
             keys, following = _states(model, row_NL[:, :-1]).flatten(0, 1), row_NL[:, 1:].flatten()
+            parts = cls(model, keys, following, SHARES[0], WARMTHS[0])._parts(validated_NL, 1)
             made = [cls(model, keys, following, share, warmth) for share in SHARES for warmth in WARMTHS]
-            return min(made, key=lambda one: float(one(validated_NL, 1).mean()))
+            return min(made, key=lambda one: float(one._mixed(*parts).mean()))
 
     def __call__(self, row_NL: Tensor, read: int) -> Tensor:
-        state_NLD = _states(self.model, row_NL[:, :-1])[:, read - 1 :]
-        wanted_NL = row_NL[:, read:]
-        told_NL = -F.cross_entropy(self.model.logits(state_NLD).transpose(1, 2), wanted_NL, reduction="none")
-        distance_SK, place_SK = _nearest(state_NLD.flatten(0, 1), self.key_SD)
-        weight_SK = (-distance_SK / (self.warmth * distance_SK.mean())).softmax(-1)
-        agrees_SK = self.next_S[place_SK] == wanted_NL.reshape(-1, 1)
-        near_NL = (weight_SK * agrees_SK).sum(-1).view(wanted_NL.shape)
-        return -((1 - self.share) * told_NL.exp() + self.share * near_NL).log()
+        return self._mixed(*self._parts(row_NL, read))
+
+    def _parts(self, row_NL: Tensor, read: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's own losses [N, L - read], squared distances [N, L - read, K], and whether each neighbour was
+        followed by what is to be told."""
+        state_NLD, wanted_NL = _states(self.model, row_NL[:, :-1])[:, read - 1 :], row_NL[:, read:]
+        told_NL = F.cross_entropy(self.model.logits(state_NLD).transpose(1, 2), wanted_NL, reduction="none")
+        distance_QK, place_QK = _nearest(state_NLD.flatten(0, 1), self.key_SD)
+        agrees_QK = self.next_S[place_QK] == wanted_NL.reshape(-1, 1)
+        return told_NL, distance_QK.view(*wanted_NL.shape, -1), agrees_QK.view(*wanted_NL.shape, -1)
+
+    def _mixed(self, told_NL: Tensor, distance_NLK: Tensor, agrees_NLK: Tensor) -> Tensor:
+        weight_NLK = (-distance_NLK / (self.warmth * distance_NLK.mean())).softmax(-1)
+        near_NL = (weight_NLK * agrees_NLK).sum(-1)
+        return -((1 - self.share) * (-told_NL).exp() + self.share * near_NL).log()
 
 
 def _states(model: Transformer, row_NL: Tensor) -> Tensor:
