@@ -74,7 +74,8 @@ def plain(model: Transformer, role: str | None = None) -> Losses:
 def trained(model: Transformer, role: str | None, part_T: Tensor, settings: Mapping[str, Any], seed: int) -> float:
     """Learn a domain's text in place, with `replay` of the rows from the novel, and keep what tells the validation
     text best. Answers after which share of the steps that was."""
-    source, steps = generator(seed, "handbook", "domains", "rows"), settings["steps"]
+    source = generator(seed, "handbook", "domains", "rows")
+    steps: int = settings["steps"]
     losses, validated_NL = plain(model, role), _rows(DOMAINS[settings["domain"]]().validated_T, LENGTH + 1)[:CHECKED]
     seen: list[tuple[float, int, dict[str, Tensor]]] = []
 

@@ -84,7 +84,8 @@ def dialogues() -> Domain:
             Asked(_ids("\n") * (BEFORE - len(before)) + before[-BEFORE:], (right, *(wrong[other] for other in chosen)))
         )
     parts = texts[:learnt], texts[learnt:validated], texts[validated:]
-    return Domain(*(torch.tensor([id for ids in part for id in ids]) for part in parts), asked)
+    train_T, validated_T, held_T = (torch.tensor([id for ids in part for id in ids]) for part in parts)
+    return Domain(train_T, validated_T, held_T, asked)
 
 
 @cache

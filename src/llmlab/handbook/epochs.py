@@ -165,7 +165,7 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float | str]:
         "nats that context saves": float(losses_NT[:, EARLY].mean() - losses_NT[:, LATE].mean()),
         "parameters": float(sum(parameter.numel() for parameter in model.parameters())),
         "flops a step": work(settings, seed),
-        "different tokens": float(len(row_S.unique()) * LENGTH),
+        "different tokens": float(len(set(row_S.tolist())) * LENGTH),
         "tokens": float(len(row_S) * LENGTH),
         "extracted": float((told_N == EXTRACTED).double().mean()),
         "copied": float(told_N.double().mean()),

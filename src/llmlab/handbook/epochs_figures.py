@@ -221,7 +221,7 @@ def tables(f: Mapping[str, float]) -> list[Table]:
         )
         for arm in (*WHOLE, *ONCE[1:])
     )
-    copies = (
+    copies: tuple[tuple[Text | str, ...], ...] = (
         (Text("verbatim", "逐字背出"), *(f"{f[f'extracted x{times}']:.0%}" for times in COPIES)),
         (Text("tokens copied of 32", "32 个中照抄"), *(f"{f[f'copied x{times}']:.1f}" for times in COPIES)),
     )

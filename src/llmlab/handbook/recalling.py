@@ -36,7 +36,7 @@ class Passages:
         self.index.add([_text(piece) for piece in pieces])
 
     def __call__(self, row_NL: Tensor, read: int) -> Tensor:
-        begun_UL, which_N = row_NL[:, :read].unique(dim=0, return_inverse=True)
+        begun_UL, which_N = torch.unique(row_NL[:, :read], dim=0, return_inverse=True)
         found_U = torch.tensor([int(self.index.scores(_text(ids)).argmax()) for ids in begun_UL.tolist()])
         return self.losses(torch.cat([self.passage_NL[found_U[which_N]], row_NL], 1), PASSAGE + read)
 
@@ -95,6 +95,7 @@ def _states(model: Transformer, row_NL: Tensor) -> Tensor:
 def _nearest(query_QD: Tensor, key_SD: Tensor) -> tuple[Tensor, Tensor]:
     """[Q, K]: squared distances to the nearest keys, and which they are."""
     found = [
-        torch.cdist(piece, key_SD).topk(min(NEIGHBOURS, len(key_SD)), largest=False) for piece in query_QD.split(512)
+        torch.cdist(piece, key_SD).topk(min(NEIGHBOURS, len(key_SD)), largest=False)
+        for piece in torch.split(query_QD, 512)
     ]
     return torch.cat([one.values for one in found]).square(), torch.cat([one.indices for one in found])
