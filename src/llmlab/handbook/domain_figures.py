@@ -30,7 +30,7 @@ def _worst(found: Figures, ends: Mapping[str, Callable[..., float]]) -> Figures:
 
 def raced(told: Mapping[str, Told]) -> Figures:
     race = told["domains"]
-    found: Figures = {}
+    found: Figures = {"seeds": float(len(race.values(arm(NAMES[0], "general"), BITS)))}
     for name in NAMES:
         arms = [arm(name, "general"), *(arm(name, way, share) for share in SHARES for way in WAYS)]
         found |= {f"{one}: {what}": race.mean(one, what) for one in arms for what in (BITS, TERMS, GENERAL, ASIDE)}
@@ -40,6 +40,7 @@ def raced(told: Mapping[str, Told]) -> Figures:
         for share in SHARES:
             a, b = arm(name, "continued", share), arm(name, "scratch", share)
             found |= race.bounds(f"from_general_{share}, {name}", a, b, BITS)
+            found[f"kept_{share}, {name}"] = race.mean(a, "kept at")
         found |= _narrows(race, name)
         found |= race.bounds(f"forgets, {name}", continued, base, GENERAL)
         for way in ("replay", "lora"):
@@ -107,6 +108,7 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     if "forgets_lower" not in f:
         return Text(en, zh)
+    en, zh = en + f" Seeds: {f['seeds']:.0f}.", zh + f"种子数：{f['seeds']:.0f}。"
     for name in NAMES:
         told = _of_domain(f, name)
         en, zh = f"{en} {told.en}", zh + told.zh
@@ -132,17 +134,19 @@ def _of_domain(f: Mapping[str, float], name: str) -> Text:
     ours_zh = "，".join(f"{bits('continued', share)} : {bits('scratch', share)}（{share}%）" for share in SHARES)
     novel = [bits(way, what=GENERAL) for way in ("general", "continued", "replay", "lora")]
     right = [terms(way) for way in ("general", "continued", "neighbours")]
+    kept = [f"{f[f'kept_{share}, {name}']:.0%}" for share in SHARES]
     looked_up = [bits(way) for way in ("lora", "neighbours", "passages")]
     title = TITLES[name]
     return Text(
         f"{title.en[0].upper()}{title.en[1:]}, bits per byte: the general model {bits('general')}; trained on from it "
-        f": from scratch, {ours}; an adapter {looked_up[0]}, neighbours looked up {looked_up[1]}, a passage in front "
-        f"{looked_up[2]}. Right of four: {right[0]} as it is, {right[1]} trained on, {right[2]} looked up. General "
-        f"text: {novel[0]} before, {novel[1]} after, {novel[2]} with replay, {novel[3]} under the adapter.",
-        f"{title.zh}，每字节比特：通用模型 {bits('general')}；由它继续训练 : 从零训练，{ours_zh}；适配器 "
-        f"{looked_up[0]}，查近邻 {looked_up[1]}，前置段落 {looked_up[2]}。四选一答对：不改 {right[0]}，继续训练 "
-        f"{right[1]}，查近邻 {right[2]}。通用文本：之前 {novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配"
-        f"器 {novel[3]}。",
+        f": from scratch, {ours}, the former best after {kept[0]}, {kept[1]}, {kept[2]} of its steps; an adapter "
+        f"{looked_up[0]}, neighbours looked up {looked_up[1]}, a passage in front {looked_up[2]}. Right of four: "
+        f"{right[0]} as it is, {right[1]} trained on, {right[2]} looked up. General text: {novel[0]} before, "
+        f"{novel[1]} after, {novel[2]} with replay, {novel[3]} under the adapter.",
+        f"{title.zh}，每字节比特：通用模型 {bits('general')}；由它继续训练 : 从零训练，{ours_zh}（前者最好的权重分别出"
+        f"现在 {kept[0]}、{kept[1]}、{kept[2]} 的步数处）；适配器 {looked_up[0]}，查近邻 {looked_up[1]}，前置段落 "
+        f"{looked_up[2]}。四选一答对：不改 {right[0]}，继续训练 {right[1]}，查近邻 {right[2]}。通用文本：之前 "
+        f"{novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配器 {novel[3]}。",
     )
 
 

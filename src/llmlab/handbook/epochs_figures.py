@@ -56,7 +56,7 @@ def reached(curve: Sequence[float], target: float) -> float:
 
 
 def _epochs(told: Told) -> Figures:
-    found: Figures = {}
+    found: Figures = {"seeds": float(len(told.values("1 x", BITS)))}
     for arm in (*WHOLE, *ONCE[1:]):
         found |= {f"{what}, {arm}": told.mean(arm, what) for what in (BITS, SEEN, CONTEXT, "extracted", "copied")}
         curve = [told.mean(arm, f"bits@{point}") for point in range(1, POINTS + 1)]
@@ -153,14 +153,14 @@ def evidence(f: Mapping[str, float]) -> Text:
         return Text(en, zh)
     en += (
         f" {f['tokens']:,.0f} tokens read, always the same model ({f['parameters']:,.0f} parameters, "
-        f"{f['flops a step'] / 1e9:.2f} GFLOP a step; between arms {f['parameters, spread']:.0f} and "
-        f"{f['flops a step, spread']:.0f} apart). Held-out bits per byte: {f[f'{BITS}, 1 x']:.2f} once, "
-        f"{f[f'{BITS}, 4 x']:.2f} in 4 epochs of a quarter, {f[f'{BITS}, 16 x']:.2f} in 16, {f[f'{BITS}, 64 x']:.2f} "
-        f"in 64 (of its own text {f[f'{SEEN}, 64 x']:.3f}). Reading a quarter four times gains {f['gained_4']:.0%} of "
-        f"what three more quarters would have gained, an eighth eight times {f['gained_8']:.0%}; from "
-        f"{f['turned_epochs']:.0f} epochs on the held-out loss turns up. D' fitted up to {f['fitted_epochs']:.0f} "
-        f"epochs: R* = {f['r_star']:.1f}, error {f['fit_error']:.3f} bits. Dropout changes 16 epochs by "
-        f"{f['dropped_16']:+.2f} and one by {f['dropped_1']:+.2f}. 1 % of the documents 50 times: "
+        f"{f['flops a step'] / 1e9:.2f} GFLOP a step; {f['seeds']:.0f} seeds; between arms "
+        f"{f['parameters, spread']:.0f} and {f['flops a step, spread']:.0f} apart). Held-out bits per byte: "
+        f"{f[f'{BITS}, 1 x']:.2f} once, {f[f'{BITS}, 4 x']:.2f} in 4 epochs of a quarter, {f[f'{BITS}, 16 x']:.2f} in "
+        f"16, {f[f'{BITS}, 64 x']:.2f} in 64 (of its own text {f[f'{SEEN}, 64 x']:.3f}). Reading a quarter four times "
+        f"gains {f['gained_4']:.0%} of what three more quarters would have gained, an eighth eight times "
+        f"{f['gained_8']:.0%}; from {f['turned_epochs']:.0f} epochs on the held-out loss turns up. D' fitted up to "
+        f"{f['fitted_epochs']:.0f} epochs: R* = {f['r_star']:.1f}, error {f['fit_error']:.3f} bits. Dropout changes "
+        f"16 epochs by {f['dropped_16']:+.2f} and one by {f['dropped_1']:+.2f}. 1 % of the documents 50 times: "
         f"{f[f'{BITS}, 1 % x 50']:.2f}, which text met once reaches after {f['steps_needed']:.0%} of the steps. In "
         f"one corpus {f['extracted x1']:.0%} of what is met once comes back verbatim, 16 times "
         f"{f['extracted x16']:.0%}, 32 times {f['extracted x32']:.0%}, 64 times {f['extracted x64']:.0%}. Question "
@@ -169,7 +169,7 @@ def evidence(f: Mapping[str, float]) -> Text:
     )
     zh += (
         f"共读 {f['tokens']:,.0f} 个词元，模型始终相同（{f['parameters']:,.0f} 个参数，每步 "
-        f"{f['flops a step'] / 1e9:.2f} GFLOP；各组之间相差 {f['parameters, spread']:.0f} 与 "
+        f"{f['flops a step'] / 1e9:.2f} GFLOP；{f['seeds']:.0f} 个种子；各组之间相差 {f['parameters, spread']:.0f} 与 "
         f"{f['flops a step, spread']:.0f}）。留出文本的每字节比特：只读一遍 {f[f'{BITS}, 1 x']:.2f}，四分之一文本读 4 "
         f"遍 {f[f'{BITS}, 4 x']:.2f}，16 遍 {f[f'{BITS}, 16 x']:.2f}，64 遍 {f[f'{BITS}, 64 x']:.2f}（对训练过的文本只"
         f"有 {f[f'{SEEN}, 64 x']:.3f}）。四分之一文本读四遍，得到了另外四分之三新文本所能带来收益的 "
@@ -193,6 +193,8 @@ def _name(arm: str) -> Text:
         return Text("1 % of the documents 50 times", "1% 的文档各 50 次")
     if arm == "every count":
         return Text("documents of every count", "各种次数的文档")
+    if arm == "1 x":
+        return Text("all different, once", "全不相同，一遍")
     times = arm.partition(" ")[0]
     if "dropout" in arm:
         return Text(f"{times} x, dropout", f"{times} 遍，dropout")
@@ -208,7 +210,6 @@ def tables(f: Mapping[str, float]) -> list[Table]:
         Text("above its least", "高出最低点"),
         Text("of its own text", "训练文本"),
         Text("verbatim", "逐字背出"),
-        Text("tokens copied of 32", "32 个中照抄"),
     )
     rows = tuple(
         (
@@ -217,7 +218,6 @@ def tables(f: Mapping[str, float]) -> list[Table]:
             f"{f[f'turned, {arm}']:.3f}",
             f"{f[f'{SEEN}, {arm}']:.3f}",
             f"{f[f'extracted, {arm}']:.0%}",
-            f"{f[f'copied, {arm}']:.1f}",
         )
         for arm in (*WHOLE, *ONCE[1:])
     )

@@ -65,12 +65,12 @@ QUESTION = Question(
         "该文字及其词元，训练就得动到嵌入层。",
     ),
     run=Text(
-        "A little model of the bundled English novel, three seeds, and two domains of 45,000 tokens (short English "
+        "A little model of the bundled English novel, and two domains of 45,000 tokens (short English "
         "dialogues; the beginning of a classical Chinese novel), of which there is 1, 10 or 100 %. The model as it is; "
         "one from scratch; trained on; trained on with 15 % of the novel's rows; an adapter alone; untrained with a "
         "passage in front or with neighbours looked up. As many steps each, the best weights by a validation text "
         "kept. Held-out bits per byte of domain and novel; which of four answers, or names, is right.",
-        "以自带英文小说训练的小模型，三个种子；两个领域各 45,000 个词元（英文短问答；古典中文小说的开头），可用其 "
+        "以自带英文小说训练的小模型；两个领域各 45,000 个词元（英文短问答；古典中文小说的开头），可用其 "
         "1%、10% 或全部。做法：不改；从零训练；继续训练；继续训练并掺 15% 的小说；只训练适配器；不训练而前置检索到的"
         "段落，或查近邻。步数相同，取验证文本上最好的权重。测领域与小说留出文本的每字节比特，及四选一：正确的答案或人"
         "名。",

@@ -63,12 +63,12 @@ QUESTION = Question(
         "（Carlini 2022）；dropout 能推迟危害（Xue 2023）。至于重复导致上下文不足，并无依据。",
     ),
     run=Text(
-        "A little model reads 3,072 rows of the bundled novel, three seeds: all different, or a half, a quarter, an "
+        "A little model reads 3,072 rows of the bundled novel: all different, or a half, a quarter, an "
         "8th, a 16th and a 64th of them as many times over; four of these with dropout; 1 % of the documents 50 "
         "times; documents of 1 to 64 copies in one corpus; and a half, a quarter and an 8th read once and no "
         "more, to say what the repeated tokens were worth. Held-out loss 16 times a training; greedy decoding asked "
         "for the next 32 tokens behind 32.",
-        "小模型读自带小说的 3,072 行，三个种子：全不相同，或其二、四、八、十六、六十四分之一各读相应遍数；其中四组另加 "
+        "小模型读自带小说的 3,072 行：全不相同，或其二、四、八、十六、六十四分之一各读相应遍数；其中四组另加 "
         "dropout；1% 的文档各读 50 次；同一语料里文档有 1 至 64 份；另有只读一半、四分之一、八分之一便停的，用来折算重"
         "复词元值多少。训练中测 16 次留出损失；给 32 个词元，看贪心解码能否逐字说出其后的 32 个。",
     ),
