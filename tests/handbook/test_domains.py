@@ -62,7 +62,10 @@ def test_the_likeliest_of_four_is_counted() -> None:
 
 
 @pytest.mark.parametrize("way", ["scratch", "continued", "replay", "lora"])
-def test_each_way_learns_and_leaves_the_general_model_alone(way: str) -> None:
+def test_each_way_learns_and_leaves_the_general_model_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(little, "ROWS", 2)
+    monkeypatch.setattr(little, "CHECKED", 1)
+    monkeypatch.setattr(little, "recalled", lambda losses, asked: 0.25)
     settings: dict[str, Any] = TINY | LEARNT | {"way": way, "replay": 0.5 if way == "replay" else 0.0}
     settings |= {"rank": 2} if way == "lora" else {}
     base = little.run(settings | {"way": "general"}, 3)
