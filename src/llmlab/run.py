@@ -279,17 +279,27 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
 # ---------------------------------------------------------------- living it
 
 
-def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def changes(recipe: Run) -> Callable[[Sequence[str]], "Run"]:
+    """The recipe with other values at some paths, as the planner asks for it."""
+    values = recipe.model_dump(mode="json")
+    return lambda assignments: parse(Run, override(Run, values, assignments), trusted=True)
+
+
+def run(
+    recipe: Run, out: Path, resume: bool = False, quiet: bool = False, planned: bool = False, memory: int | None = None
+) -> dict[str, Any]:
     """Live the recipe in the folder `out`: `{out, stages, report}`.
 
-    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on.
+    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on. With
+    `planned`, a life that cannot fit into `memory` bytes (this machine's, unless told) is refused with what would, and
+    the prediction lies beside the measurements in `plan.json`.
     """
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is a file", "--out names a folder")
     if out.exists() and not resume and any(out.iterdir()):
         raise InputError(str(out), "exists already", "--resume goes on with it; --out names another folder")
     try:
-        return _live(recipe, out, quiet)
+        return _live(recipe, out, quiet, planned, memory)
     except OSError as error:
         if not disk_full(error):
             raise
@@ -298,7 +308,7 @@ def run(recipe: Run, out: Path, resume: bool = False, quiet: bool = False) -> di
         ) from None
 
 
-def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
+def _live(recipe: Run, out: Path, quiet: bool, planned: bool, memory: int | None) -> dict[str, Any]:
     make_deterministic()
     where = device(recipe.device)
 
@@ -310,6 +320,8 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
         stack.enter_context(lock(out))
         stop = stack.enter_context(interruptible())
         session = Session(recipe.seed, where, autocast_dtype(recipe.dtype, where), stop, quiet)
+        if planned and where.type == "cpu":
+            _foresee(recipe, out, memory, say)
         try:
             answers = live(recipe, out, session, say)
         except KeyboardInterrupt:
@@ -318,6 +330,24 @@ def _live(recipe: Run, out: Path, quiet: bool) -> dict[str, Any]:
             raise Stopped(f"{stopped}. {_go_on(out)}") from None
         report = write_report(out)
     return {"out": str(out), "stages": answers, "report": str(report)}
+
+
+def _foresee(recipe: Run, out: Path, memory: int | None, say: Callable[[str], None]) -> None:
+    """Plan before anything is done, once a folder. A recipe that cannot be planned is run all the same: what is wrong
+    with it, if anything is, its stages say better."""
+    from llmlab.planner import foresee
+
+    if (out / foresee.NAME).is_file():
+        return
+    try:
+        found = foresee.foreseen(changes(recipe), memory)
+    except foresee.TooLarge as error:
+        raise InputError(error.place, error.problem, error.hint) from None
+    except Exception as error:
+        say(f"plan: none, since {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}")
+        return
+    foresee.keep(found, out)
+    say(f"plan: {foresee.gib(found.peak_bytes)} at most, about {found.seconds:.0f} s")
 
 
 def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:

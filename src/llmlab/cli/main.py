@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 
 VERBS = (
-    *(recipes.run, recipes.compare, recipes.recipe),
+    *(recipes.run, recipes.plan, recipes.compare, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
     *(reading.read, reading.summarize, reading.continue_),

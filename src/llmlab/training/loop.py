@@ -84,6 +84,13 @@ def train(
         return _Loop(model, objective, batches, settings, out, session, probe, best).run()
 
 
+def stepping(
+    model: nn.Module, objective: Objective[B], batches: Batches[B], settings: Training, session: Session
+) -> "_Loop[B]":
+    """The loop of `train` before its first step, for who watches what a step does (the planner). Nothing is written."""
+    return _Loop(model, objective, batches, settings, Path("nowhere"), session, None, None)
+
+
 class _Loop(Generic[B]):
     def __init__(
         self,
@@ -133,7 +140,7 @@ class _Loop(Generic[B]):
                 meter.step(0, self._evaluate())
             while self.step < self.settings.steps:
                 self._stop_if_asked()
-                self._update()
+                self.update()
                 meter.step(self.step, self._look())
                 if self._due(self.settings.checkpoint_every):
                     self._save()
@@ -143,7 +150,7 @@ class _Loop(Generic[B]):
 
     # ---------------------------------------------------------------- one step
 
-    def _update(self) -> None:
+    def update(self) -> None:
         """One optimizer step, or none where nothing is there to learn."""
         begin = time.perf_counter()
         batches = self.batches.next(self.model)
