@@ -21,7 +21,7 @@ import torch
 
 from llmlab.errors import InputError, Stopped
 from llmlab.meters import Meter
-from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
+from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, give_back, remove_leftovers, versions
 
 Figures = dict[str, Any]
 
@@ -121,6 +121,7 @@ def _run(stage: Stage, folder: Path, key: str, session: Session, say: Callable[[
         say(f"{stage.name}: going on")
     remove_leftovers(folder)
     begin = time.monotonic()
+    give_back()
     with PeakMemory() as peak:
         try:
             figures = stage.work(folder, session)

@@ -327,7 +327,8 @@ def costs(run: RunRecord) -> list[dict[str, Any]]:
     rows = []
     for record in run.stages.values():
         took, peak = record.number("seconds") or 0.0, record.number("peak_bytes") or 0.0
-        row = {"name": record.name, "steps": record.number("steps") or 0, "seconds": took, "peak": peak}
+        row: dict[str, Any] = {"name": record.name, "seconds": took, "peak": peak}
+        row |= {"steps": record.number("steps") or 0}
         row |= {f"planned_{name}": run.predicted(record.name, name) for name in ("seconds", "peak_bytes")}
         rows.append(row | {"time_share": took / longest, "memory_share": peak / highest, "finished": record.finished})
     return rows

@@ -1,4 +1,4 @@
-"""Measures this machine for the planner, in about 20 seconds: a process of its own that has the imports of a run prints JSON.
+"""Measures this machine for the planner, in about 20 seconds: a process that has the imports of a run prints JSON.
 
 Reference steps of three widths run under a mode that times every operation by itself; their whole steps, untimed, say
 what lies between operations. Products get a grid of shapes besides, since their rate depends on three sizes.
@@ -6,8 +6,6 @@ what lies between operations. Products get a grid of shapes besides, since their
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import statistics
 import sys
@@ -26,11 +24,11 @@ from llmlab.data.tokens import encode
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
 from llmlab.model.places import Places
-from llmlab.model.transformer import Architecture, Transformer
+from llmlab.model.transformer import Architecture
 from llmlab.objectives.language import NextToken
 from llmlab.planner.machine import Machine, Moved, Product, this_machine
 from llmlab.planner.work import Work, work_of
-from llmlab.runtime import atomic_bytes, generator, make_deterministic, resident_bytes
+from llmlab.runtime import atomic_bytes, generator, give_back, make_deterministic, resident_bytes
 from llmlab.stages import Session
 from llmlab.tokenization.train import BPE, train_tokenizer
 from llmlab.training.optimizers import AdamW, Muon
@@ -69,7 +67,7 @@ def measured() -> dict[str, Any]:
     make_deterministic()
     figures: dict[str, Any] = {"import_bytes": resident_bytes()}
     reference(*REFERENCES[1], torch.bfloat16, AdamW())()
-    trimmed()
+    give_back()
     figures["bare_bytes"] = resident_bytes()
     figures["primitive_bytes"] = primitive_bytes()
     timed, rest = references()
@@ -80,13 +78,6 @@ def measured() -> dict[str, Any]:
     figures["beside_seconds"] = beside(machine, rest)
     figures["token_seconds"] = token_seconds(machine.model_copy(update={"beside_seconds": figures["beside_seconds"]}))
     return figures
-
-
-def trimmed() -> None:
-    """What nobody holds goes back to the kernel, so that only what stays is counted."""
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 # ---------------------------------------------------------------- reference steps
@@ -197,7 +188,7 @@ def primitive_bytes() -> float:
     """Memory that stays for each new shape of a bf16 product."""
     left, right = torch.ones(300, 192, dtype=torch.bfloat16), torch.ones(192, 320, dtype=torch.bfloat16)
     left[:100] @ right
-    trimmed()
+    give_back()
     before, shapes = resident_bytes(), 60
     for rows in range(101, 101 + shapes):
         left[:rows] @ right

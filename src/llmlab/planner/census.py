@@ -74,6 +74,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.vocabulary = 0  # float tensors as wide as this are logits
         self._fake = fake
         self.noting = True
+        self.marks: list[int] = []  # how many operations there had been
         self._blocks: dict[int, Block] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,6 +139,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._blocks.get(key) is block:
             del self._blocks[key]
             self.census.events.append((-1, block))
+
+    def mark(self) -> None:
+        """Note where the operations are now."""
+        self.marks.append(len(self.census.works))
 
     # ------------------------------------------------------------ causes
 

@@ -81,7 +81,7 @@ def _smaller(
 
 def candidates(life: Life, stage: str) -> Iterator[str]:
     """What may make this stage smaller, in the order in which it is tried."""
-    section = getattr(life, stage, None)
+    section: Any = getattr(life, stage, None)
     if stage in TRAINED and section is not None:
         yield from _halved(f"{stage}.micro_batch", section.micro_batch)
     if stage == "ppo":

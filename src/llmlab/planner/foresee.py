@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from llmlab.errors import InputError
 from llmlab.planner.fit import Change, Fitted, fit
@@ -57,7 +56,9 @@ def _refused(planned: Plan, found: Fitted) -> TooLarge:
     if found.fits:
         hint = f"fits in {gib(found.after.peak_bytes)} with: {' '.join(map(quoted, found.assignments))}"
     elif found.assignments:
-        hint = f"nothing found is enough; {gib(found.after.peak_bytes)} with: {' '.join(map(quoted, found.assignments))}"
+        hint = (
+            f"nothing found is enough; {gib(found.after.peak_bytes)} with: {' '.join(map(quoted, found.assignments))}"
+        )
     else:
         hint = "a smaller model, or a machine with more memory; --no-plan runs it all the same"
     return TooLarge(stage.name, problem, hint)
@@ -76,4 +77,3 @@ def quoted(assignment: str) -> str:
 def gib(size: int) -> str:
     """Bytes for a person."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-

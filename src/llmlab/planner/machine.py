@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,11 @@ def interpolated(timed: Sequence[Moved], size: int) -> float:
     """Seconds of an operation that moves `size` bytes: between two timed sizes on a straight line of logarithms; below
     the smallest as that one, beyond the largest by its rate."""
     first, last = timed[0], timed[-1]
-    if size <= first.bytes or len(timed) == 1 and size <= last.bytes:
+    if size <= first.bytes or (len(timed) == 1 and size <= last.bytes):
         return first.seconds
     if size >= last.bytes:
         return last.seconds * size / max(last.bytes, 1)
-    low, high = next((a, b) for a, b in zip(timed, timed[1:], strict=False) if a.bytes <= size <= b.bytes)
+    low, high = next((a, b) for a, b in pairwise(timed) if a.bytes <= size <= b.bytes)
     if low.bytes <= 0 or low.bytes == high.bytes:
         return high.seconds
     share = math.log(size / low.bytes) / math.log(high.bytes / low.bytes)

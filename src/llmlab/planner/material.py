@@ -12,6 +12,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from llmlab.adapters.opening import open_policy
 from llmlab.checkpoints.bundle import Bundle, Stored
 from llmlab.data.shards import Documents
@@ -32,21 +34,36 @@ ROWS = 768  # chats, pairs or prompts that are rendered
 class Life(Protocol):
     """What the planner reads of a recipe (`run.Run` has it)."""
 
-    seed: Any
-    device: Any
-    dtype: Any
-    base: Any
-    rope: Any
-    text: Any
-    tokenizer: Any
-    model: Any
-    pretrain: Any
-    sft: Any
-    reward: Any
-    dpo: Any
-    ppo: Any
-    quantize: Any
-    evaluate: Any
+    @property
+    def seed(self) -> Any: ...
+    @property
+    def device(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def base(self) -> Any: ...
+    @property
+    def rope(self) -> Any: ...
+    @property
+    def text(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def pretrain(self) -> Any: ...
+    @property
+    def sft(self) -> Any: ...
+    @property
+    def reward(self) -> Any: ...
+    @property
+    def dpo(self) -> Any: ...
+    @property
+    def ppo(self) -> Any: ...
+    @property
+    def quantize(self) -> Any: ...
+    @property
+    def evaluate(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -160,8 +177,6 @@ class Material:
 
 
 def _span(starts: Any, number: int) -> Any:
-    import numpy as np
-
     return np.arange(starts[number], starts[number + 1])
 
 

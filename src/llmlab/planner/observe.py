@@ -95,15 +95,16 @@ def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None) -> Step
         batches = Fixed([])
         loop = stepping(model, objective, batches, stage.training, session)
         for parameter in loop.optimizer.parameters.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: watch.know([p.grad], "gradients"))
-        marks = list[int]()
-        loop.gradients.of = _marking(loop.gradients.of, watch, marks)  # type: ignore[method-assign]
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda p: watch.know([p.grad], "gradients")
+            )
+        loop.gradients.of = _marking(loop.gradients.of, watch)  # type: ignore[method-assign]
         for parts in ([stage.typical], [stage.widest] * min(AT_ONCE, math.ceil(stage.micro_batches))):
             batches.batches = parts
             loop.update()
             watch.know(loop.optimizer.state().values(), "optimizer")
-            marks.append(len(watch.census.works))
-        gradients, update = watch.census.works[: marks[0]], watch.census.works[marks[0] : marks[1]]
+            watch.mark()
+        gradients, update = (watch.census.works[slice(*cut)] for cut in ((0, watch.marks[0]), watch.marks[:2]))
         weights = loop.optimizer.parameters.values()
         stays = {"optimizer": sizes(loop.optimizer.state().values())}
         named = {"trained": sum(p.numel() for p in weights), "parameters": sum(p.numel() for p in model.parameters())}
@@ -122,12 +123,12 @@ def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None) -> Step
     )
 
 
-def _marking(of: Callable[..., Made], watch: Watch, marks: list[int]) -> Callable[..., Made]:
+def _marking(of: Callable[..., Made], watch: Watch) -> Callable[..., Made]:
     """The same, noting how many operations there were when the gradients were there."""
 
     def marked(*args: Any) -> Made:
         answer = of(*args)
-        marks.append(len(watch.census.works))
+        watch.mark()
         return answer
 
     return marked
@@ -171,9 +172,16 @@ class Pass:
     seconds: float
     flops: float
 
+    def times(self, count: float) -> Pass:
+        """The same so often."""
+        return Pass(self.moment, count * self.seconds, count * self.flops)
+
 
 def pass_of(
-    stage: Stepped, machine: Machine, run: Callable[[nn.Module, Objective[Any]], object], dtype: torch.dtype | None = None
+    stage: Stepped,
+    machine: Machine,
+    run: Callable[[nn.Module, Objective[Any]], object],
+    dtype: torch.dtype | None = None,
 ) -> Pass:
     """Watch `run(model, objective)` without gradients, in evaluation mode."""
     session = Session(device=device("cpu"), dtype=dtype)

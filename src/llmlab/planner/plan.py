@@ -103,7 +103,9 @@ DATA = ("seed", "base", "rope", "text", "tokenizer", "model", "dtype")
 
 def _dump(life: Life, names: Sequence[str]) -> str:
     sections = {name: getattr(life, name) for name in names}
-    plain = {name: part.model_dump(mode="json") if isinstance(part, Section) else part for name, part in sections.items()}
+    plain = {
+        name: part.model_dump(mode="json") if isinstance(part, Section) else part for name, part in sections.items()
+    }
     objective = None if life.pretrain is None else life.pretrain.objective.model_dump(mode="json")
     return json.dumps([plain, objective], sort_keys=True, default=str)
 

@@ -11,23 +11,25 @@ import torch
 
 from llmlab.adapters.lora import add_lora
 from llmlab.adapters.roles import Actor, RoleModel
-from llmlab.alignment.outcome import TOGETHER, spread
+from llmlab.alignment.outcome import TOGETHER
 from llmlab.alignment.ppo_objective import PPOBatch, PPOObjective
 from llmlab.alignment.preference import DPOObjective, ReferredPairs, reference_logprobs
 from llmlab.alignment.reward import TABLE, PreferenceObjective
 from llmlab.alignment.rollout import Answers, Rollout, score
+from llmlab.data.batch import Batch
 from llmlab.data.chats import ChatBatches
 from llmlab.data.pairs import PairBatches
 from llmlab.data.prompts import PromptSampler
-from llmlab.errors import InputError
+from llmlab.evaluation.perplexity import LOGITS, TOKENS
 from llmlab.inference.cache import DenseCache
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
 from llmlab.objectives.kind import Setting
-from llmlab.objectives.language import NextToken
+from llmlab.objectives.language import NextToken, token_logprobs
+from llmlab.planner.census import Watch, watched
 from llmlab.planner.machine import Machine
 from llmlab.planner.material import Material, sampled
-from llmlab.planner.observe import Moment, Pass, Step, Stepped, pass_of, step_of
+from llmlab.planner.observe import Moment, Pass, Stepped, made, moment_of, pass_of, step_of
 from llmlab.training.loop import Training
 
 STAGES = ("rope", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate")
@@ -195,14 +197,13 @@ class Planner:
         }  # fmt: skip
         rolling = self._answering(build, r.answers, new, taken, together=r.answers, role=section.roles.policy.adapter)
         measured = min(section.measured, section.held_out * sample.total)
-        looking = self._answering(build, measured, new, taken, role=section.roles.policy.adapter)
+        looking = rolling.times(measured / r.answers)
         many, few = scored[min(TOGETHER, section.measured)], scored[min(r.micro_batch, r.answers)]
         each = rolling.seconds + r.answers / min(r.micro_batch, r.answers) * few.seconds
         rollouts = -(-section.training.steps // (r.epochs * r.minibatches))
         after = 2 * (looking.seconds + measured / min(TOGETHER, section.measured) * many.seconds)
         passes = [*scored.values(), rolling, looking]
-        made = self._trained("ppo", stage, passes, 0.0, after + rollouts * each, widths=min(24, rollouts + 2))
-        return made
+        return self._trained("ppo", stage, passes, 0.0, after + rollouts * each, widths=min(24, rollouts + 2))
 
     # ------------------------------------------------------------ measured
 
@@ -248,7 +249,9 @@ class Planner:
     def numbers(self) -> int:
         """Parameters of the model."""
         with torch.device("meta"):
-            return sum(p.numel() for p in Transformer(self.material.architecture, self.material.vocabulary).parameters())
+            return sum(
+                p.numel() for p in Transformer(self.material.architecture, self.material.vocabulary).parameters()
+            )
 
     def _model(self) -> Transformer:
         return Transformer(self.material.architecture, self.material.vocabulary)
@@ -309,12 +312,14 @@ class Planner:
 
     def _scored(self, tokens: int) -> Pass:
         """The likelihood of so many tokens, window by window, in float32."""
-        length = min(self.material.architecture.context, max(2, tokens or 2), 2048)
-        rows = max(1, min(16, 4096 // length))
+        architecture, vocabulary = self.material.architecture, self.material.vocabulary
+        together = max(1, min(TOKENS, LOGITS // vocabulary, max(2, tokens)))
+        length = min(architecture.context, together, 1024)
+        rows = max(1, together // length)
         ids = torch.zeros(rows, length, dtype=torch.int64)
-        stage = Stepped(self._bare, None, None, 1, Training(steps=1), self.material.vocabulary)
-        one = pass_of(stage, self.machine, lambda model, _: torch.log_softmax(
-            model(ids, Places.causal(rows, length)).float(), -1))  # fmt: skip
+        batch = Batch(ids, ids, Places.causal(rows, length))
+        stage = Stepped(self._bare, None, None, 1, Training(steps=1), vocabulary)
+        one = pass_of(stage, self.machine, lambda model, _: token_logprobs(model, batch).double())
         times = tokens / (rows * length)
         return Pass(one.moment, one.seconds * times, one.flops * times)
 
@@ -334,23 +339,28 @@ class Planner:
         width = min(width, max(1, self.material.architecture.context - new))
         stage = Stepped(build, None, None, 1, Training(steps=1), self.material.vocabulary)
 
-        def run(model: Any, _: Any, tokens: int) -> None:
+        def run(model: Any, watch: Watch) -> None:
             base = model.base if hasattr(model, "base") else model
             cache = DenseCache(width + new)
             ids = torch.zeros(rows, width, dtype=torch.int64)
-            at = Places.causal(rows, width)
-            base.logits(base.hidden(ids, at, cache, role)[:, -1])
-            for number in range(tokens):
-                at = Places.causal(rows, 1, start=width + number * (new - 1) // max(1, tokens - 1))
-                cache.length = width + number * (new - 1) // max(1, tokens - 1)
-                torch.log_softmax(base.logits(base.hidden(ids[:, :1], at, cache, role)[:, -1]).float(), -1)
+            base.logits(base.hidden(ids, Places.causal(rows, width), cache, role)[:, -1])
+            watch.mark()
+            for at in (width, width + (new - 1) // 2):  # the second is as long as all are in the middle
+                cache.length = at
+                hidden = base.hidden(ids[:, :1], Places.causal(rows, 1, start=at), cache, role)
+                torch.log_softmax(base.logits(hidden[:, -1]).float(), -1)
 
-        few, many = (pass_of(stage, self.machine, lambda model, o, n=n: run(model, o, n)) for n in (1, 3))  # type: ignore[misc]
-        token = (many.seconds - few.seconds) / 2
-        groups = count / rows
-        seconds = groups * (few.seconds + (new - 1) * token) + count * new * self.machine.token_seconds
-        flops = groups * (few.flops + (new - 1) * (many.flops - few.flops) / 2)
-        return Pass(many.moment, seconds, flops)
+        with watched() as watch:
+            model, _ = made(stage, watch)
+            model.eval()
+            with torch.no_grad():
+                run(model, watch)
+        census, groups = watch.census, count / rows
+        reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
+        token = self.machine.seconds(telling) / 2
+        seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
+        flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2
+        return Pass(moment_of(census), seconds + count * new * self.machine.token_seconds, groups * flops)
 
     def _loading(self) -> float:
         """Seconds to read the weights into memory: they are moved twice."""
