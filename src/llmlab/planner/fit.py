@@ -101,6 +101,8 @@ def candidates(life: Life, stage: str) -> Iterator[str]:
         yield from _halved("pretrain.length", length, least=128)
     if stage == "ppo":
         yield from _halved("ppo.rolling.answers", section.rolling.answers, least=8)
+    if life.dtype != "fp32":
+        yield "dtype=fp32"  # kernels of bf16 products are kept by shape, which costs small models more than it saves
     if stage == "quantize":
         yield from _halved("quantize.documents", section.documents or 64, least=8)
 
