@@ -310,13 +310,27 @@ def _stages(recipe: Run, root: Path) -> Iterator[Stage]:
 # ---------------------------------------------------------------- living it
 
 
+def changes(recipe: Run) -> Callable[[Sequence[str]], "Run"]:
+    """The recipe with other values at some paths, as the planner asks for it."""
+    values = recipe.model_dump(mode="json")
+    return lambda assignments: parse(Run, override(Run, values, assignments), trusted=True)
+
+
 def run(
-    recipe: Run, out: Path, resume: bool = False, quiet: bool = False, world: World | None = None
+    recipe: Run,
+    out: Path,
+    resume: bool = False,
+    quiet: bool = False,
+    world: World | None = None,
+    planned: bool = False,
+    memory: int | None = None,
 ) -> dict[str, Any]:
     """Live the recipe in the folder `out`: `{out, stages, report}`.
 
-    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on. Where
-    `world` has several ranks, each calls this; the first one writes. A job that torchrun began anew goes on.
+    An existing folder is refused without `resume`; with it, finished stages are skipped and a cut one goes on. With
+    `planned`, a life that cannot fit into `memory` bytes (this machine's, unless told) is refused with what would, and
+    the prediction lies beside the measurements in `plan.json`. Where `world` has several ranks, each calls this; the
+    first one writes. A job that torchrun began anew goes on.
     """
     world = world or World()
     check_ranks(recipe, world)
@@ -327,7 +341,7 @@ def run(
     with world.joined(where.type):
         world.told(lambda: _check_out(out, resume or world.restarts > 0))
         try:
-            return _live(recipe, out, quiet, where, world)
+            return _live(recipe, out, quiet, where, world, planned, memory)
         except OSError as error:
             if not disk_full(error):
                 raise
@@ -386,7 +400,9 @@ def _steps(recipe: Run) -> Iterator[tuple[str, int, int]]:
         yield "ppo.rolling.micro_batch", rolling.answers // rolling.minibatches, rolling.micro_batch
 
 
-def _live(recipe: Run, out: Path, quiet: bool, where: torch.device, world: World) -> dict[str, Any]:
+def _live(
+    recipe: Run, out: Path, quiet: bool, where: torch.device, world: World, planned: bool, memory: int | None
+) -> dict[str, Any]:
     def say(line: str) -> None:
         if not quiet and world.first:
             print(line, file=sys.stderr)
@@ -405,6 +421,8 @@ def _live(recipe: Run, out: Path, quiet: bool, where: torch.device, world: World
             world=world,
             parallel=recipe.parallel,
         )
+        if planned and where.type == "cpu" and world.alone:
+            _foresee(recipe, out, memory, say)
         try:
             answers = live(recipe, out, session, say)
         except KeyboardInterrupt:
@@ -414,6 +432,24 @@ def _live(recipe: Run, out: Path, quiet: bool, where: torch.device, world: World
             raise Stopped(f"{stopped}. {_go_on(out, world)}") from None
         report = world.told(lambda: write_report(out))
     return {"out": str(out), "stages": answers, "report": str(report)}
+
+
+def _foresee(recipe: Run, out: Path, memory: int | None, say: Callable[[str], None]) -> None:
+    """Plan before anything is done, once a folder. A recipe that cannot be planned is run all the same: what is wrong
+    with it, if anything is, its stages say better."""
+    from llmlab.planner import foresee
+
+    if (out / foresee.NAME).is_file():
+        return
+    try:
+        found = foresee.foreseen(changes(recipe), memory)
+    except foresee.TooLarge as error:
+        raise InputError(error.place, error.problem, error.hint) from None
+    except Exception as error:
+        say(f"plan: none, since {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}")
+        return
+    foresee.keep(found, out)
+    say(f"plan: {foresee.gib(found.peak_bytes)} at most, about {found.seconds:.0f} s")
 
 
 def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:

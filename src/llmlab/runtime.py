@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -282,13 +283,16 @@ def interruptible() -> Iterator[StopFlag]:
 # ---------------------------------------------------------------- memory
 
 
+MAPPED = 1 << 30  # bytes of a block that is mapped by itself all the same
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed, where it is glibc. By default each large tensor is mapped anew and handed
     back, and its pages are cleared on first touch, every step again: a tenth of a training step's time."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        library.mallopt(-3, MAPPED)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, as good as never
 
 
 def resident_bytes() -> int:
@@ -297,6 +301,14 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def give_back() -> None:
+    """Memory that nobody holds goes back to the system, where the C library can: what comes next finds the process as
+    small as it can be, whatever went before."""
+    gc.collect()
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 class PeakMemory:

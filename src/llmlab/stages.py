@@ -23,7 +23,7 @@ import torch
 from llmlab.errors import InputError, Stopped
 from llmlab.meters.meter import Meter, Unheard
 from llmlab.recipe import Section
-from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
+from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, give_back, remove_leftovers, versions
 from llmlab.world import World
 
 Figures = dict[str, Any]
@@ -152,6 +152,7 @@ def _run(
     world = session.world
     before = world.told(partial(_begun, stage.name, folder, key, files, say))
     begin = time.monotonic()
+    give_back()
     with PeakMemory() as peak:
         try:
             work = partial(stage.work, folder, session)

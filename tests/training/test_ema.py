@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llmlab.adapters.lora import LoRA, add_lora
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import add_adapter
 from llmlab.data.batch import Batch
 from llmlab.errors import InputError, Stopped
 from llmlab.stages import Session
@@ -90,7 +91,7 @@ def test_the_probe_and_the_best_are_of_the_average(
 def test_adapters_are_averaged_and_nothing_else(lab: Any, tmp_path: Path, after_each: list[dict[str, Tensor]]) -> None:
     model = lab.model()
     model.requires_grad_(False)
-    add_lora(model, "one", LoRA(rank=2), 0)
+    add_adapter(model, "one", LoRA(rank=2), 0)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     lab.train(tmp_path, objective=WithRole(), model=model, ema={"decay": DECAY})
     same(named(model), mean(after_each))

@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 VERBS = (
-    *(recipes.run, recipes.compare, recipes.search, recipes.recipe),
+    *(recipes.run, recipes.plan, recipes.compare, recipes.search, recipes.recipe),
     *(weights.pull, weights.convert, weights.families),
     *(talking.generate, talking.chat, talking.serve),
     *(reading.read, reading.summarize, reading.continue_),

@@ -16,6 +16,9 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    planned: Annotated[
+        bool, typer.Option("--plan/--no-plan", help="Plan first, and refuse what this machine's memory cannot hold.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Live a recipe, from raw text to the report."""
@@ -24,7 +27,7 @@ def run(
 
     world = World.of_environment()
     whole = read_recipe(recipe, override or [])
-    done = live(whole, out or Path("runs") / whole.name, resume, quiet, world)
+    done = live(whole, out or Path("runs") / whole.name, resume, quiet, world, planned)
     if not world.first:
         return
     lines = [
@@ -34,6 +37,29 @@ def run(
     goes_on = whole.pretrain is None or whole.pretrain.objective.next_token
     verb = "talk to it: llmlab chat" if goes_on else "measure it: llmlab evaluate"
     answer(as_json, done, "\n".join([*lines, f"report: {done['report']}", f"{verb} {done['out']}"]))
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A preset (see: llmlab recipe --list) or a YAML file.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Fields to set.")] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", metavar="SIZE", help="Find what fits into so much memory, as 4GB.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a recipe will take: memory by cause, time and arithmetic of each stage, before anything is run."""
+    from llmlab.planner.fit import fit as fitted
+    from llmlab.planner.fit import read_size
+    from llmlab.planner.page import page
+    from llmlab.planner.plan import plan as planned
+    from llmlab.run import changes, read_recipe
+
+    whole = read_recipe(recipe, override or [])
+    budget = None if fit is None else read_size(fit)
+    found = planned(whole)
+    changed = None if budget is None else fitted(changes(whole), budget, before=found)
+    told = found.json() | ({} if changed is None else {"fit": changed.json()})
+    answer(as_json, told, page(found, changed))
 
 
 def compare(

@@ -32,8 +32,8 @@ from llmlab.tokenization.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float64]
 
-_TOKENS = 8192  # of all rows of a batch, padding included
-_LOGITS = 1 << 26  # 256 MB of them at once
+TOKENS = 8192  # of all rows of a batch, padding included
+LOGITS = 1 << 26  # 256 MB of them at once
 
 
 class Span(NamedTuple):
@@ -165,7 +165,7 @@ def _scored(model: Decoder, spans: Sequence[Span], stride: int | None) -> Iterat
     device = next(model.parameters()).device
     vocabulary = _vocabulary(model)
     with torch.inference_mode(), without_dropout(model):
-        for group in _batches(cut, min(_TOKENS, max(1, _LOGITS // vocabulary))):
+        for group in _batches(cut, min(TOKENS, max(1, LOGITS // vocabulary))):
             batch = _batch(spans, group)
             logprobs_BT = token_logprobs(model, batch.to(device)).double().cpu()
             for row, window in enumerate(group):

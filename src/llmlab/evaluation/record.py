@@ -59,13 +59,20 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its recipe, its stages in order, and the funnel of its text."""
+    """A run: its recipe, its stages in order, the funnel of its text, and what was predicted of it before."""
 
     name: str
     recipe: Mapping[str, Any]
     recipe_text: str
     stages: Mapping[str, StageRecord]
     funnel: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+    def predicted(self, stage: str, name: str) -> float | None:
+        """A number that the plan gives for a stage, None where there was none."""
+        rows = self.plan.get("stages")
+        found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return next((number(row.get(name)) for row in found if row.get("name") == stage), None)
 
     def figures(self, stage: str) -> Mapping[str, Any]:
         record = self.stages.get(stage)
@@ -84,7 +91,8 @@ def read_run(folder: Path) -> RunRecord:
         recipe = None
     recipe = recipe if isinstance(recipe, dict) else {}
     name = str(recipe.get("name") or folder.resolve().name)
-    return RunRecord(name, recipe, text, stages, _object(folder / "text" / "funnel.json"))
+    funnel, plan = _object(folder / "text" / "funnel.json"), _object(folder / "plan.json")
+    return RunRecord(name, recipe, text, stages, funnel, plan)
 
 
 def _stages(folder: Path) -> Iterator[StageRecord]:

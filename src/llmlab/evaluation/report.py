@@ -321,13 +321,15 @@ def _cut(text: str) -> str:
 
 
 def costs(run: RunRecord) -> list[dict[str, Any]]:
-    """Time and peak memory of each stage."""
+    """Time and peak memory of each stage, and what was predicted of them."""
     longest = max((record.number("seconds") or 0.0 for record in run.stages.values()), default=0.0) or 1.0
     highest = findings.peak(run) or 1.0
     rows = []
     for record in run.stages.values():
         took, peak = record.number("seconds") or 0.0, record.number("peak_bytes") or 0.0
-        row = {"name": record.name, "steps": record.number("steps") or 0, "seconds": took, "peak": peak}
+        row: dict[str, Any] = {"name": record.name, "seconds": took, "peak": peak}
+        row |= {"steps": record.number("steps") or 0}
+        row |= {f"planned_{name}": run.predicted(record.name, name) for name in ("seconds", "peak_bytes")}
         rows.append(row | {"time_share": took / longest, "memory_share": peak / highest, "finished": record.finished})
     return rows
 

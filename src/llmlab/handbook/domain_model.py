@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.adapters.lora import LoRA, adapter_parameters, add_lora
+from llmlab.adapters.lora import LoRA
+from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.handbook.domains import BEFORE, CHOICES, DOMAINS, Asked, Domain
 from llmlab.handbook.fitting import fit
 from llmlab.handbook.little_model import passages
@@ -124,7 +125,7 @@ def _own(settings: Mapping[str, Any], seed: int) -> tuple[Losses, Losses, float,
     role = None
     if way == "lora":
         role = ROLE
-        add_lora(model, ROLE, LoRA(rank=settings["rank"], alpha=2.0 * settings["rank"]), seed)
+        add_adapter(model, ROLE, LoRA(rank=settings["rank"], alpha=2.0 * settings["rank"]), seed)
     kept = trained(model, role, part_T, settings, seed)
     own = adapter_parameters(model, ROLE).values() if role else model.parameters()
     aside = plain(model) if role else plain(model, role)

@@ -20,6 +20,7 @@ from torch import Tensor
 from llmlab.compiled import Compiled
 
 KERNELS = Compiled(Path(__file__).with_name("kernels.cpp"), "the training kernels", "-fopenmp")
+NAMESPACE = "llmlab"
 WIDTH = 16  # numbers that are computed at once: every width is a multiple
 _ROWS = 32  # as in the source: rows whose sums are taken together
 
@@ -126,7 +127,7 @@ _SCHEMAS = {
     "float scale) -> Tensor",
     cross_entropy: "(Tensor(a!) logits, Tensor targets) -> (Tensor, Tensor)",
 }
-_LIBRARY: Any = torch.library.Library("llmlab", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 for _function, _schema in _SCHEMAS.items():
     _LIBRARY.define(_function.__name__ + _schema)
     for _key in ("CPU", "Meta"):  # on meta all is allocated and nothing computed

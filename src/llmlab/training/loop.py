@@ -6,8 +6,8 @@ step depends on, so a resumed run is bit for bit the unbroken one.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -119,11 +119,26 @@ def train(
     evaluated like a last one; `Diverged` at the first loss or gradient that is not finite (the last checkpoint stays),
     with `spikes` at one too many; `InputError` when nothing is there to learn, and when the disk is full.
     """
-    quick = fused(model) if session.kernels else nullcontext("float32, another device, or switched off")
-    again = checkpointed(model, settings.activation_checkpointing)
-    with clear_when_full(out), quick as plain, again:
+    with clear_when_full(out), _dressed(model, settings, session) as plain:
         figures = _Loop(model, objective, batches, settings, out, session, probe, best).run()
     return figures | {"kernels": "fused" if plain is None else f"plain: {plain}"}
+
+
+@contextmanager
+def stepping(
+    model: nn.Module, objective: Objective[B], batches: Batches[B], settings: Training, session: Session
+) -> Iterator["_Loop[B]"]:
+    """The loop of `train` before its first step, for who watches what a step does (the planner). Nothing is written."""
+    with _dressed(model, settings, session):
+        yield _Loop(model, objective, batches, settings, Path("nowhere"), session, None, None)
+
+
+@contextmanager
+def _dressed(model: nn.Module, settings: Training, session: Session) -> Iterator[str | None]:
+    """What is put on the model from outside for the time of a training. Yields why no block is fused, else None."""
+    quick = fused(model) if session.kernels else nullcontext("float32, another device, or switched off")
+    with quick as plain, checkpointed(model, settings.activation_checkpointing):
+        yield plain
 
 
 class _Loop(Generic[B]):
@@ -182,7 +197,7 @@ class _Loop(Generic[B]):
                 meter.step(0, self._evaluate())
             while self.step < self.settings.steps:
                 self._stop_if_asked()
-                if not self._update():
+                if not self.update():
                     meter.rewind(self.step)
                     continue
                 meter.step(self.step, self._look())
@@ -194,7 +209,7 @@ class _Loop(Generic[B]):
 
     # ---------------------------------------------------------------- one step
 
-    def _update(self) -> bool:
+    def update(self) -> bool:
         """One optimizer step, or none where nothing is there to learn or it would be a spike; False where a spike led
         back to an earlier step."""
         begin = time.perf_counter()
