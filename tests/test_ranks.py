@@ -190,14 +190,23 @@ def test_one_line_and_the_exit_code_on_all_ranks(tmp_path: Path) -> None:
 def test_what_these_ranks_cannot_do_is_refused_before_any_work() -> None:
     with pytest.raises(InputError, match=r"parallel: fsdp is for several .*torchrun --nproc-per-node 2 -m llmlab run"):
         check_ranks(read_recipe("smoke", ["parallel=fsdp"]), World())
-    four = World(rank=1, size=4)
+    two, four = World(size=2), World(rank=1, size=4)
     with pytest.raises(
         InputError, match=r"pretrain.micro_batch: .* 16 at once of 16 rows .* \(lower micro_batch to 4\)"
     ):
         check_ranks(read_recipe("smoke"), four)
-    alone = ["sft=null", "reward=null", "dpo=null", "ppo=null"]
+    alone = ["sft=null", "reward=null", "dpo=null", "ppo=null", "pretrain.training.optimizer=adamw"]
     check_ranks(read_recipe("smoke", ["parallel=tensor", *alone]), four)
     with pytest.raises(InputError, match="reward: tensor cuts plain linears, and this stage trains an adapter"):
-        check_ranks(read_recipe("smoke", ["parallel=tensor"]), four)
+        check_ranks(read_recipe("smoke", ["parallel=tensor", alone[-1]]), four)
+    with pytest.raises(InputError, match=r"pretrain.training.optimizer: fsdp cuts matrices, which muon needs whole"):
+        check_ranks(read_recipe("smoke", ["parallel=fsdp", "pretrain.micro_batch=8", *alone[:-1]]), two)
+    prompt = [*alone[1:], "pretrain.micro_batch=8", "sft.micro_batch=8", "sft.adapter=prompt"]
+    check_ranks(read_recipe("smoke", ["parallel=zero1", *prompt]), two)
+    with pytest.raises(InputError, match=r"sft.adapter: fsdp .* what prompt trains .* \(use ddp, or prefix"):
+        check_ranks(read_recipe("smoke", ["parallel=fsdp", *prompt]), two)
+    inside = ["pretrain.training.clip=null", "pretrain.training.in_backward=true"]
+    with pytest.raises(InputError, match=r"pretrain.training.in_backward: updates a weight before the other ranks"):
+        check_ranks(read_recipe("smoke", [*alone, *inside, "pretrain.micro_batch=8"]), two)
     with pytest.raises(InputError, match=r"parallel.tensor: 3 ranks do not divide the 4"):
         check_ranks(read_recipe("smoke", ["parallel={kind: fsdp, tensor: 3}"]), four)

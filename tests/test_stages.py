@@ -106,6 +106,29 @@ def test_a_file_that_changed_between_stop_and_resume_is_named_and_read_anew(life
     assert (life.root / "second.old-1" / "half").is_file()
 
 
+def test_a_file_that_changed_while_a_training_was_cut_is_refused(life: Life) -> None:
+    """Its steps are not lost to a slip: put back, it goes on; without the folder, it begins anew."""
+    life.cut = True
+    with pytest.raises(RuntimeError):
+        life.run()
+    steps = life.root / "second" / "checkpoints" / "step-000040"
+    steps.mkdir(parents=True)
+    life.user_file.write_text("other")
+    life.cut = False
+    with pytest.raises(InputError, match=r"first: text.txt changed since second was stopped after step 40 \(put"):
+        life.run()
+    assert life.worked == []
+    assert steps.is_dir()
+    life.user_file.write_text("one")
+    life.run()
+    assert life.worked == ["second+"]
+    (life.root / "second" / "manifest.json").unlink()
+    life.user_file.write_text("other")
+    (life.root / "second").rename(life.root / "aside")
+    life.run()
+    assert life.worked == ["first", "second"]
+
+
 def test_a_stage_killed_before_it_began_starts_anew(life: Life) -> None:
     (life.root / "first").mkdir(parents=True)
     (life.root / "first" / "half").touch()

@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from llmlab.adapters.opening import open_policy
+from llmlab.adapters.prompt import Prompt, PTuning
 from llmlab.alignment.ppo import PPO, ppo
 from llmlab.alignment.preference import DPO, dpo
 from llmlab.alignment.reward import Reward, reward
@@ -51,7 +52,9 @@ from llmlab.runtime import (
 from llmlab.stages import Figures, Session, Stage, run_stages
 from llmlab.tokenization.tokenizer import Tokenizer
 from llmlab.tokenization.train import TokenizerRecipe
-from llmlab.training.parallel.kinds import DDP, Parallel, TensorParallel
+from llmlab.training.in_backward import refuse_ranks
+from llmlab.training.parallel.kinds import DDP, FSDP, Parallel, TensorParallel, Zero1
+from llmlab.training.parallel.replica import check_elementwise
 from llmlab.training.pretrain import Pretrain, go_on, pretrain
 from llmlab.world import World
 
@@ -176,6 +179,7 @@ def read_recipe(source: str, assignments: Sequence[str] = ()) -> Run:
 
 # ---------------------------------------------------------------- the life in order
 
+TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
 POLICIES = ("rope", "pretrain", "sft", "dpo", "ppo")  # stages that leave a model one can talk to
 
 
@@ -382,12 +386,27 @@ def check_ranks(recipe: Run, world: World) -> None:
             count = math.ceil(rows / micro)
             hint = f"lower micro_batch to {rows // readers}" if rows >= readers else f"{readers} rows a step at least"
             raise InputError(field, f"{problem} {count} of {readers} ranks", hint)
-    if isinstance(way, TensorParallel) or getattr(way, "tensor", 1) > 1:
-        for name in ("sft", "reward", "dpo", "ppo"):
-            section = getattr(recipe, name)
-            if section is not None and section.adapter is not None:
-                problem = "tensor cuts plain linears, and this stage trains an adapter"
-                raise InputError(name, problem, f"use ddp, zero1 or fsdp, or leave it out: {name}=null")
+    for name in TRAINED:
+        section = getattr(recipe, name)
+        if section is not None:
+            _check_cut(name, section, way)
+
+
+def _check_cut(name: str, section: Any, way: DDP | Zero1 | FSDP | TensorParallel) -> None:
+    """InputError for a stage that trains what ranks cannot lie so, or by a rule that they cannot follow."""
+    adapter = getattr(section, "adapter", None)
+    if adapter is not None and (isinstance(way, TensorParallel) or getattr(way, "tensor", 1) > 1):
+        problem = "tensor cuts plain linears, and this stage trains an adapter"
+        raise InputError(name, problem, f"use ddp, zero1 or fsdp, or leave it out: {name}=null")
+    if isinstance(adapter, Prompt | PTuning) and isinstance(way, FSDP):
+        problem = (
+            f"fsdp lets a block go through once a pass, and what {adapter.kind} trains goes through beside the text"
+        )
+        raise InputError(f"{name}.adapter", problem, "use ddp, or prefix in its place")
+    if section.training.in_backward:
+        refuse_ranks(f"{name}.training.in_backward")
+    if isinstance(way, FSDP | TensorParallel):
+        check_elementwise(section.training.optimizer.kind, way.kind, f"{name}.training.optimizer")
 
 
 def _steps(recipe: Run) -> Iterator[tuple[str, int, int]]:

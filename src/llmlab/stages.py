@@ -95,6 +95,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 def run_stages(stages: Sequence[Stage], root: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:
     """Run what is not finished, in order. Each answer: name, seconds, peak_bytes, steps, resumed_from_step, figures.
     All ranks walk through together; the first one reads and writes what tells where they are."""
+    session.world.told(partial(_refuse_other_files, stages, root))
     keys: dict[str, str] = {}
     answers = []
     for stage in stages:
@@ -146,6 +147,30 @@ def _changed(before: Sequence[list[str]] | None, after: Sequence[list[str]]) -> 
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more files' if len(names) > 3 else ''} changed"
 
 
+def _refuse_other_files(stages: Sequence[Stage], root: Path) -> None:
+    """InputError where a training was cut, and a file changed from which it or a stage before it was made: its steps
+    would be lost to a slip."""
+    behind: dict[str, set[str]] = {}
+    for stage in stages:
+        behind[stage.name] = {stage.name}.union(*(behind.get(parent, set()) for parent in stage.parents))
+    for cut in stages:
+        folder = root / cut.name
+        if manifest(folder) is not None or not (steps := sorted(folder.glob("checkpoints/step-*"))):
+            continue
+        for stage in stages:
+            attempt = _attempt(root / stage.name) if stage.name in behind[cut.name] else None
+            if attempt is not None and (why := _changed(attempt.get("files"), _hashes(stage))):
+                made = f"{why} since {cut.name} was stopped after step {int(steps[-1].name[5:])}"
+                hint = f"put the old content back; or start anew with another --out, or without {folder}"
+                raise InputError(stage.name, made, hint)
+
+
+def _attempt(folder: Path) -> dict[str, Any] | None:
+    """What an attempt began with, None where there was none."""
+    started = folder / STARTED
+    return json.loads(started.read_text(encoding="utf-8")) if started.is_file() else None
+
+
 def _run(
     stage: Stage, folder: Path, key: str, files: Sequence[list[str]], session: Session, say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -178,8 +203,7 @@ def _run(
 
 def _begun(name: str, folder: Path, key: str, files: Sequence[list[str]], say: Callable[[str], None]) -> float:
     """The folder of an attempt that works under `key`: a new one, or one that is gone on with; seconds spent in it."""
-    started = folder / STARTED
-    attempt = json.loads(started.read_text(encoding="utf-8")) if started.is_file() else None
+    attempt = _attempt(folder)
     if attempt is not None and attempt["key"] != key:
         aside = next(p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(aside)
@@ -189,7 +213,7 @@ def _begun(name: str, folder: Path, key: str, files: Sequence[list[str]], say: C
     if attempt is None:
         shutil.rmtree(folder, ignore_errors=True)  # killed before started.json: nothing in it counts
         folder.mkdir(parents=True)
-        atomic_json(started, {"key": key, "seconds": 0.0, "files": files})
+        atomic_json(folder / STARTED, {"key": key, "seconds": 0.0, "files": files})
         attempt = {"seconds": 0.0}
     else:
         say(f"{name}: going on")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.part import add_adapter
+from llmlab.adapters.prefix import Prefix
 from llmlab.data.batch import IGNORE, Batch
 from llmlab.model import kernels
 from llmlab.model.block import Block
@@ -140,6 +141,15 @@ def test_an_adapter_is_left_alone() -> None:
     add_adapter(net, "sft", LoRA(rank=2), 0)
     with fused(net) as reason:
         assert "adapters" in str(reason)
+
+
+@only_fused
+def test_virtual_tokens_before_a_text_are_said_and_left_alone() -> None:
+    net = model()
+    add_adapter(net, "p", Prefix(tokens=2), seed=3)
+    with fused(net) as reason:
+        assert "virtual tokens" in str(reason)
+        assert all(type(block) is Block for block in net.blocks)
 
 
 @only_fused

@@ -254,6 +254,7 @@ def test_axes_are_read_as_written() -> None:
         ({"pretrain.training.steps": Choice([1, 2])}, {}, "equal steps"),
         ({LR: Span(0.1, 1.0)}, {}, "--trials: is missing"),
         ({LR: Choice([0.1, 0.2])}, {"count": 3}, "more than the 2 combinations"),
+        ({LR: Span(0.1, 1.0)}, {"count": 0}, "--trials: 0 try nothing"),
         ({LR: Choice([0.1])}, {}, "leaves nothing to choose"),
         ({LR: Choice([0.1, 0.2])}, {"seeds": 1}, "gives no interval"),
         ({LR: Choice([0.1, 0.2])}, {"measure": "seconds"}, "says nothing of how good"),

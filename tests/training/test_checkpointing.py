@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.part import add_adapter, train_only
+from llmlab.adapters.prefix import Prefix
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
 from llmlab.model.block import Block
@@ -43,7 +44,7 @@ def build(fields: dict[str, Any]) -> Transformer:
     return Architecture(layers=3, dim=16, context=T, initial_std=0.2, **fields).build(V, 1)
 
 
-def loss(model: Transformer) -> Tensor:
+def loss(model: Transformer, role: str | None = None) -> Tensor:
     """Of packed rows: two documents and padding in each."""
     noise = torch.Generator().manual_seed(0)
     ids = torch.randint(V, (B, T), generator=noise)
@@ -51,15 +52,15 @@ def loss(model: Transformer) -> Tensor:
     order = torch.tensor([*range(5), *range(5), 0, 0]).expand(B, T)
     at = Places(order, order, document)
     memory = model.encode(ids, at) if model.encoder is not None else None
-    hidden = model.queries(ids, at) if model.query_start is not None else model.hidden(ids, at, memory=memory)
+    hidden = model.queries(ids, at) if model.query_start is not None else model.hidden(ids, at, role=role, memory=memory)
     return model.logits(hidden[:, :10]).square().mean()
 
 
-def gradients(model: Transformer, how: Checkpointing) -> dict[str, Tensor]:
+def gradients(model: Transformer, how: Checkpointing, role: str | None = None) -> dict[str, Tensor]:
     model.train()
     torch.manual_seed(5)
     with checkpointed(model, how):
-        loss(model).backward()  # type: ignore[no-untyped-call]
+        loss(model, role).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -69,6 +70,26 @@ def test_gradients_are_equal_bit_for_bit(equal: Equal, fields: dict[str, Any], h
     plain, twice = gradients(build(fields), "none"), gradients(build(fields), how)
     assert plain
     assert equal(plain, twice)
+
+
+@both
+def test_virtual_tokens_stand_before_what_is_computed_twice(equal: Equal, how: Checkpointing) -> None:
+    """They are no memory of a text, so blocks compute twice all the same, and keep less."""
+    found, kept = [], []
+    for way in ("none", how):
+        model, sizes = build({}), list[int]()
+        add_adapter(model, "p", Prefix(tokens=2), seed=3)
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            found.append(gradients(model, way, "p"))  # type: ignore[arg-type]
+        kept.append(sum(sizes))
+    assert found[0]
+    assert equal(*found)
+    assert kept[1] < kept[0]
 
 
 @both

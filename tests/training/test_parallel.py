@@ -59,6 +59,8 @@ def live(folder: Path, jobs: Sequence[Sequence[Any]], ranks: int = 2, code: int 
 
 JOBS = [["gradients"], ["looks"], ["curves"], ["muon"], ["bytes"]]
 CUT = [["stopped", way, f"cut-{way}", 3] for way in WAYS]  # two ranks, then one, then two again
+RULES = ("zero1", "fsdp")  # each with what `two_ranks.py` calls its rule
+MERGED = [["merged", way, way, f"merged-{way}", 13] for way in RULES]
 FULL = [["full", way, f"full-{way}"] for way in ("ddp", "fsdp")]
 Told = dict[str, Any]
 
@@ -70,14 +72,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[Told]:
-    return live(folder, [*JOBS, ["errors"], *FULL, *CUT])
+    return live(folder, [*JOBS, ["errors"], *FULL, *CUT, *MERGED])
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path, two: list[Told]) -> Told:
     """One process: the same, the unbroken run of what was cut, and a while of it."""
     going_on = [["stopped", "ddp", f"cut-{way}", 2] for way in WAYS]
-    return live(folder, [*JOBS, ["stopped", "ddp", "unbroken", 0], *going_on], ranks=1)[0]
+    going_on += [["merged", way, way, f"merged-{way}", 2] for way in RULES]
+    unbroken = [["stopped", "ddp", "unbroken", 0], *(["merged", way, way, f"unbroken-{way}", 0] for way in RULES)]
+    return live(folder, [*JOBS, *unbroken, *going_on], ranks=1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,7 @@ def again(folder: Path, one: Told) -> Path:
     live(folder, [["dies", "fsdp", "killed"]], code=SIGNAL)
     assert [path.name for path in (folder / "killed" / "checkpoints").glob("step-*")] == ["step-000002"]
     jobs = [["stopped", way, f"cut-{way}", 0] for way in WAYS]
+    jobs += [["merged", way, way, f"merged-{way}", 0] for way in RULES]
     live(folder, [*jobs, ["stopped", "fsdp", "killed", 0], ["stopped", "fsdp", "whole", 0]])
     return folder
 
@@ -216,6 +221,19 @@ def test_two_ranks_then_one_then_two(again: Path, way: str) -> None:
     names = {path.name for path in (again / f"cut-{way}" / "checkpoints" / "step-000006").iterdir()}
     pieces = {f"weights-{rank}-of-2.safetensors" for rank in range(2)} | {"weights.json"}
     assert pieces <= names if way != "ddp" else "weights.safetensors" in names
+
+
+@pytest.mark.parametrize("way", RULES)
+def test_habits_and_rules_on_two_ranks_then_one_then_two(one: Told, again: Path, way: str) -> None:
+    """The average of the weights, a guard that goes back, blocks computed twice, and Adam in 8 bits with zero1."""
+    unbroken = one[str(["merged", way, way, f"unbroken-{way}", 0])]
+    assert unbroken["roll_backs"]
+    told = json.loads((again / "0-of-2.json").read_text())[str(["merged", way, way, f"merged-{way}", 0])]
+    assert [(event["step"], event["rolled_back_to"]) for event in told["events"]] == [
+        (event["step"], event["rolled_back_to"]) for event in unbroken["events"]
+    ]
+    ended, whole = (json.loads((again / f"{name}-{way}.json").read_text()) for name in ("merged", "unbroken"))
+    assert furthest(ended, whole) < 2e-5
 
 
 def test_killed_in_the_middle_of_a_sharded_save(again: Path) -> None:

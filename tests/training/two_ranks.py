@@ -36,6 +36,14 @@ V, ROWS, LENGTH = 13, 11, 8
 WAYS: dict[str, Any] = {"ddp": DDP(), "zero1": Zero1(), "fsdp": FSDP(), "tensor": TensorParallel()}
 # What needs four ranks to differ from the ways above.
 PLANES: dict[str, Any] = {"fsdp of tensor": FSDP(tensor=2), "replicas of tensor": TensorParallel(size=2)}
+# Habits and rules together, in a run whose guard goes back now and then.
+MERGED: dict[str, Any] = {
+    "ema": {"decay": 0.9},
+    "spikes": {"kind": "roll_back", "window": 10, "deviations": 1.6, "most": 30},
+    "activation_checkpointing": "full",
+}
+MERGED_STEPS = 16
+RULES: dict[str, Any] = {"fsdp": "adamw", "zero1": {"kind": "adamw8bit", "smallest": 16}}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     # Norms of heads and a learnt activation are on every rank of `tensor`, their gradients in parts.
@@ -178,7 +186,13 @@ class Life:
             }
         return told
 
-    def stopped(self, way: str, out: str, after: int, steps: int = 6) -> None:
+    def merged(self, way: str, rule: str, out: str, after: int) -> dict[str, Any] | None:
+        """As `stopped`, with the average of the weights, a guard that goes back, and the rule of that name."""
+        return self.stopped(way, out, after, MERGED_STEPS, MERGED | {"optimizer": RULES[rule]})
+
+    def stopped(
+        self, way: str, out: str, after: int, steps: int = 6, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """Train until a stop after so many steps, or to the end."""
         session, life = self.session(way), self
 
@@ -192,11 +206,13 @@ class Life:
 
         model = model_of("rich")
         try:
-            train(model, Exact(), Asking(), settings(steps), self.folder / out, session, probe=probe, best="score")
+            given = settings(steps, **(more or {}))
+            figures = train(model, Exact(), Asking(), given, self.folder / out, session, probe=probe, best="score")
         except Stopped:
-            return
+            return None
         if self.world.first:
             (self.folder / f"{out}.json").write_text(json.dumps(weights_of(model)))
+        return figures
 
     def dies(self, way: str, out: str) -> None:
         """The last rank is killed when it has written a piece of the checkpoint after that of step 2."""

@@ -136,6 +136,11 @@ class Begun:
     def __init__(self, inner: Cache | None, pairs: Pairs, at: Places) -> None:
         self._inner, self._pairs, self._at = inner, pairs, at
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what goes through it is written down: else it may go through twice (activation checkpointing)."""
+        return self._inner is not None
+
     def extend(self, at: Places) -> Places:
         return self._at.cat(at if self._inner is None else self._inner.extend(at))
 

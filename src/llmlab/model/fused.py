@@ -27,6 +27,7 @@ from llmlab.model.feedforward import GatedFeedForward, SwishFunction
 from llmlab.model.linear import Linear
 from llmlab.model.norms import RootMeanSquare
 from llmlab.model.rotary import RotaryEncoding, Turn
+from llmlab.model.transformer import Transformer
 
 ops = torch.ops.llmlab
 
@@ -193,6 +194,8 @@ def fused(model: nn.Module) -> Iterator[str | None]:
     reason = kernels.available() or next((why for block in blocks if (why := unfit(block))), None)
     if reason is None and not blocks:
         reason = "there is no block"
+    if reason is None and any(isinstance(m, Transformer) and m.beginning is not None for m in model.modules()):
+        reason = "it computes texts without virtual tokens before them"
     chosen = [] if reason else blocks
     for block in chosen:
         block.__class__ = FusedBlock

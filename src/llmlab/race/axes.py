@@ -142,6 +142,8 @@ def trials(laws: Mapping[str, Law], count: int | None, seed: int) -> list[dict[s
         if open_ended := next((path for path, values in zip(laws, lists, strict=True) if values is None), None):
             raise InputError("--trials", f"is missing: {open_ended} has no end of values", "as in --trials 16")
         return [dict(zip(laws, chosen, strict=True)) for chosen in itertools.product(*(v for v in lists if v))]
+    if count < 1:
+        raise InputError("--trials", f"{count} try nothing", "as in --trials 16")
     found: list[dict[str, Any]] = []
     for number in range(_TRIES * count):
         drawn = {path: law.draw(seed, number, path) for path, law in laws.items()}

@@ -81,7 +81,7 @@ class _Twice:
 def _remembers(given: Any) -> bool:
     """Whether a block's argument would be changed by a second pass."""
     if isinstance(given, Sight):
-        return given.cache is not None
+        return given.cache is not None and getattr(given.cache, "remembers", True)
     return isinstance(given, Memory) and given.kept is not None
 
 

@@ -14,6 +14,7 @@ memory only: the last checkpoint is as it was.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,12 @@ class NotFiniteGradient(Exception):
     def __init__(self, name: str, norm: float) -> None:
         super().__init__(name)
         self.name, self.norm = name, norm
+
+
+def refuse_ranks(place: str = "training.in_backward") -> NoReturn:
+    """InputError: of several ranks none has the whole gradient while it goes backward."""
+    problem = "updates a weight before the other ranks have said their gradients"
+    raise InputError(place, problem, "set it to false, or start one process")
 
 
 class InBackward:

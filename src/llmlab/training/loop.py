@@ -24,7 +24,7 @@ from llmlab.stages import Figures, Session
 from llmlab.training.adamw import AdamW
 from llmlab.training.checkpointing import Checkpointing, checkpointed
 from llmlab.training.ema import EMA, Average
-from llmlab.training.in_backward import InBackward
+from llmlab.training.in_backward import InBackward, refuse_ranks
 from llmlab.training.optimizer import trained
 from llmlab.training.optimizers import OptimizerKind
 from llmlab.training.parallel.choice import ranks_of
@@ -163,8 +163,7 @@ class _Loop(Generic[B]):
         if not trained(model):
             raise ValueError("no parameter of the model wants a gradient")
         if settings.in_backward and not self.world.alone:
-            problem = "updates a weight before the other ranks have said their gradients"
-            raise InputError("training.in_backward", problem, "set it to false, or start one process")
+            refuse_ranks()
         self.ranks = ranks_of(session, model, settings.optimizer.kind)
         self.model = self.ranks.model
         self.optimizer = settings.optimizer.build(self.ranks.owned)

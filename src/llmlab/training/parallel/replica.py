@@ -38,9 +38,8 @@ def transformer_in(model: nn.Module) -> Transformer:
 ELEMENTWISE = ("adamw", "lion", "sgd")  # what these do to a number depends on no other number of its tensor
 
 
-def check_elementwise(optimizer: str, way: str) -> None:
+def check_elementwise(optimizer: str, way: str, place: str = "parallel") -> None:
     """InputError for an update rule that looks at whole matrices, where no rank has one."""
     if optimizer not in ELEMENTWISE:
-        raise InputError(
-            "parallel", f"{way} cuts matrices, which {optimizer} needs whole", "use optimizer=adamw, or parallel=zero1"
-        )
+        hint = "use optimizer=adamw, or parallel=zero1"
+        raise InputError(place, f"{way} cuts matrices, which {optimizer} needs whole", hint)
