@@ -85,6 +85,20 @@ def only_begun(folder: Path) -> Path:
     return make(folder, "begun", stages=())
 
 
+def manifest_alone(folder: Path) -> Path:
+    """Of a stage that was never begun, and a recipe that says nothing."""
+    (folder / "pretrain").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("name: alone")
+    (folder / "pretrain" / "manifest.json").write_text("{cut")
+    return folder
+
+
+def nothing_to_do(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("name: nothing")
+    return folder
+
+
 STATES: list[tuple[Callable[[Path], Path], str]] = [
     (make, "finished"),
     (unfinished, "pretrain at step 40 of 40"),
@@ -93,6 +107,8 @@ STATES: list[tuple[Callable[[Path], Path], str]] = [
     (without_recipe, "broken: recipe.yaml is missing"),
     (broken_recipe, "broken: recipe.yaml cannot be read"),
     (broken_manifest, "broken: pretrain/manifest.json cannot be read"),
+    (manifest_alone, "broken: pretrain/manifest.json cannot be read"),
+    (nothing_to_do, "broken: recipe.yaml has no stage"),
 ]
 
 

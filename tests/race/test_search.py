@@ -34,13 +34,13 @@ def figures(answer: dict[str, Any]) -> dict[str, Any]:
 def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The optimizer steps that were made."""
     made: list[int] = []
-    plain = loop._Loop._update
+    plain = loop._Loop.update
 
     def update(self: Any) -> bool:
         made.append(self.step)
         return plain(self)
 
-    monkeypatch.setattr(loop._Loop, "_update", update)
+    monkeypatch.setattr(loop._Loop, "update", update)
     return made
 
 
@@ -65,14 +65,14 @@ def test_a_grid_finds_the_planted_rate(tiny_recipe: Run, tmp_path: Path, updates
 @pytest.fixture(scope="module")
 def halved(tiny_recipe: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out, made = tmp_path_factory.mktemp("searches") / "halved", list[int]()
-    plain = loop._Loop._update
+    plain = loop._Loop.update
 
     def update(self: Any) -> bool:
         made.append(self.step)
         return plain(self)
 
     with pytest.MonkeyPatch.context() as watched:
-        watched.setattr(loop._Loop, "_update", update)
+        watched.setattr(loop._Loop, "update", update)
         answer = search(tiny_recipe, {LR: Choice(HOPELESS)}, out, seeds=2, eta=2)
     return out, answer | {"made": len(made)}
 
@@ -107,7 +107,7 @@ def test_killed_and_gone_on_with_it_is_the_unbroken_one(
 ) -> None:
     over = {LR: Choice(HOPELESS)}
     unbroken, expected = halved
-    left, plain = [dies_at], loop._Loop._update
+    left, plain = [dies_at], loop._Loop.update
 
     def update(self: Any) -> bool:
         left[0] -= 1
@@ -116,7 +116,7 @@ def test_killed_and_gone_on_with_it_is_the_unbroken_one(
         return plain(self)
 
     with monkeypatch.context() as cut:
-        cut.setattr(loop._Loop, "_update", update)
+        cut.setattr(loop._Loop, "update", update)
         with pytest.raises(RuntimeError, match="power cut"):
             search(tiny_recipe, over, tmp_path / "cut", seeds=2, eta=2)
     answer = search(tiny_recipe, over, tmp_path / "cut", seeds=2, eta=2)
@@ -129,14 +129,14 @@ def test_killed_and_gone_on_with_it_is_the_unbroken_one(
 
 
 def test_a_stop_is_a_stop_and_no_pause(tiny_recipe: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = loop._Loop._update
+    plain = loop._Loop.update
 
     def update(self: Any) -> bool:
         self.session.stop.requested = True
         return plain(self)
 
     with monkeypatch.context() as asked:
-        asked.setattr(loop._Loop, "_update", update)
+        asked.setattr(loop._Loop, "update", update)
         with pytest.raises(Stopped, match="the same command goes on"):
             search(tiny_recipe, {LR: Choice(HOPELESS)}, tmp_path, seeds=2, eta=2)
     assert search(tiny_recipe, {LR: Choice(HOPELESS)}, tmp_path, seeds=2, eta=2)["best"]["values"] == {LR: 0.01}

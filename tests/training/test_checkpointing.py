@@ -52,7 +52,9 @@ def loss(model: Transformer, role: str | None = None) -> Tensor:
     order = torch.tensor([*range(5), *range(5), 0, 0]).expand(B, T)
     at = Places(order, order, document)
     memory = model.encode(ids, at) if model.encoder is not None else None
-    hidden = model.queries(ids, at) if model.query_start is not None else model.hidden(ids, at, role=role, memory=memory)
+    hidden = (
+        model.queries(ids, at) if model.query_start is not None else model.hidden(ids, at, role=role, memory=memory)
+    )
     return model.logits(hidden[:, :10]).square().mean()
 
 

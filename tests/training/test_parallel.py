@@ -60,7 +60,7 @@ def live(folder: Path, jobs: Sequence[Sequence[Any]], ranks: int = 2, code: int 
 JOBS = [["gradients"], ["looks"], ["curves"], ["muon"], ["bytes"]]
 CUT = [["stopped", way, f"cut-{way}", 3] for way in WAYS]  # two ranks, then one, then two again
 RULES = ("zero1", "fsdp")  # each with what `two_ranks.py` calls its rule
-MERGED = [["merged", way, way, f"merged-{way}", 13] for way in RULES]
+MERGED = [["merged", way, way, f"merged-{way}", 20] for way in RULES]
 FULL = [["full", way, f"full-{way}"] for way in ("ddp", "fsdp")]
 Told = dict[str, Any]
 

@@ -42,7 +42,7 @@ MERGED: dict[str, Any] = {
     "spikes": {"kind": "roll_back", "window": 10, "deviations": 1.6, "most": 30},
     "activation_checkpointing": "full",
 }
-MERGED_STEPS = 16
+MERGED_STEPS = 24
 RULES: dict[str, Any] = {"fsdp": "adamw", "zero1": {"kind": "adamw8bit", "smallest": 16}}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -105,13 +105,14 @@ def _state(folder: Path, record: RunRecord) -> str:
     if not record.recipe:
         return f"{_BROKEN}: recipe.yaml " + ("cannot be read" if record.recipe_text else "is missing")
     begun = [stage for stage in ORDER if (folder / stage / "started.json").is_file()]
-    if damaged := [name for name in begun if (folder / name / "manifest.json").is_file() and not _done(record, name)]:
+    if damaged := [name for name in ORDER if (folder / name / "manifest.json").is_file() and not _done(record, name)]:
         return f"{_BROKEN}: {damaged[0]}/manifest.json cannot be read"
     if (folder / "diverged.json").is_file():
         return "diverged"
-    missing = [name for name in _expected(record.recipe) if not _done(record, name)]
+    expected = _expected(record.recipe)
+    missing = [name for name in expected if not _done(record, name)]
     if not missing:
-        return "finished"
+        return "finished" if expected else f"{_BROKEN}: recipe.yaml has no stage"
     return f"{missing[0]} {_progress(record, missing[0])}" if missing[0] in begun else f"{missing[0]} not begun"
 
 
