@@ -138,15 +138,16 @@ def _of_domain(f: Mapping[str, float], name: str) -> Text:
     looked_up = [bits(way) for way in ("lora", "neighbours", "passages")]
     title = TITLES[name]
     return Text(
-        f"{title.en[0].upper()}{title.en[1:]}, bits per byte: the general model {bits('general')} (a guess: 8); "
+        f"{title.en[0].upper()}{title.en[1:]}, bits per byte: the general model {bits('general')} (guessing bytes: 8); "
         f"trained on from it : from scratch, {ours}, the former best after {kept[0]}, {kept[1]}, {kept[2]} of its "
         f"steps; an adapter {looked_up[0]}, neighbours looked up {looked_up[1]}, a passage in front {looked_up[2]}. "
         f"Right of four (a guess: 25 %): {right[0]} as it is, {right[1]} trained on, {right[2]} looked up. General "
         f"text: {novel[0]} before, {novel[1]} after, {novel[2]} with replay, {novel[3]} under the adapter.",
-        f"{title.zh}，每字节比特：通用模型 {bits('general')}（瞎猜为 8）；由它继续训练 : 从零训练，{ours_zh}（前者最好"
-        f"的权重分别出现在 {kept[0]}、{kept[1]}、{kept[2]} 的步数处）；适配器 {looked_up[0]}，查近邻 {looked_up[1]}，"
-        f"前置段落 {looked_up[2]}。四选一答对（瞎猜为 25%）：不改 {right[0]}，继续训练 {right[1]}，查近邻 {right[2]}。"
-        f"通用文本：之前 {novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配器 {novel[3]}。",
+        f"{title.zh}，每字节比特：通用模型 {bits('general')}（逐字节瞎猜为 8）；由它继续训练 : 从零训练，{ours_zh}（前"
+        f"者最好的权重分别出现在 {kept[0]}、{kept[1]}、{kept[2]} 的步数处）；适配器 {looked_up[0]}，查近邻 "
+        f"{looked_up[1]}，前置段落 {looked_up[2]}。四选一答对（瞎猜为 25%）：不改 {right[0]}，继续训练 {right[1]}，查"
+        f"近邻 {right[2]}。通用文本：之前 {novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配器 "
+        f"{novel[3]}。",
     )
 
 
