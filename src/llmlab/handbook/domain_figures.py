@@ -162,12 +162,12 @@ def tables(f: Mapping[str, float]) -> list[Table]:
     """One a domain and measure: each way, by the share of the domain's text that there is."""
     if "forgets_lower" not in f:
         return []
-    heads = (Text("way", "做法"), *(f"{share} %" for share in SHARES))
+    heads: tuple[Text | str, ...] = (Text("way", "做法"), *(f"{share} %" for share in SHARES))
     made = list[Table]()
     for name in NAMES:
         for what, (head, form) in COLUMNS.items():
             title = Text(f"{TITLES[name].en}: {head.en}", f"{TITLES[name].zh}：{head.zh}")
-            rows = tuple(
+            rows: tuple[tuple[Text | str, ...], ...] = tuple(
                 (SAID[way], *(form.format(f[f"{arm(name, way, share)}: {what}"]) for share in SHARES))
                 for way in ("general", *WAYS)
             )
