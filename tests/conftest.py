@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import settings
 
 from llmlab.data.pack import Isolated
 from llmlab.errors import InputError
@@ -25,6 +26,10 @@ from llmlab.objectives.kind import Kind
 from llmlab.objectives.pretraining import PretrainObjective
 from llmlab.recipe import parse
 from llmlab.training.pretrain import Pretrain
+
+# No test here is about time, and a busy machine is no failure.
+settings.register_profile("llmlab", deadline=None)
+settings.load_profile("llmlab")
 
 SHARED = Path(os.environ.get("LLMLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 

@@ -115,6 +115,15 @@ UNEXPECTED = {
     (6, "copies held down"): "from scratch DITTO's copies take half of the text; with the paper's fine-tuning untried",
     (6, "loops by layers"): "attention alone loops less with two layers than with one",
     (6, "two layers copy"): "three seeds; with periods so short one layer copies by place alone",
+    (
+        10,
+        "least data, most worth",
+    ): "three seeds; so it is of English, but Chinese gains as much from an English beginning with all of its text",
+    (
+        10,
+        "adapters forget less",
+    ): "of English they do; on a script that the base never met an adapter, embeddings frozen, "
+    "wrecks more than it learns, while it is on",
     (11, "lost in the middle"): "within its length SmolLM2 finds nearly every fact, wherever it stands",
     (13, "weak arithmetic"): "PyTorch's fp32 products of one row read at a third of the bandwidth; narrow kinds pass",
     (

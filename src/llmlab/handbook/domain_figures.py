@@ -138,35 +138,38 @@ def _of_domain(f: Mapping[str, float], name: str) -> Text:
     looked_up = [bits(way) for way in ("lora", "neighbours", "passages")]
     title = TITLES[name]
     return Text(
-        f"{title.en[0].upper()}{title.en[1:]}, bits per byte: the general model {bits('general')}; trained on from it "
-        f": from scratch, {ours}, the former best after {kept[0]}, {kept[1]}, {kept[2]} of its steps; an adapter "
-        f"{looked_up[0]}, neighbours looked up {looked_up[1]}, a passage in front {looked_up[2]}. Right of four: "
-        f"{right[0]} as it is, {right[1]} trained on, {right[2]} looked up. General text: {novel[0]} before, "
-        f"{novel[1]} after, {novel[2]} with replay, {novel[3]} under the adapter.",
-        f"{title.zh}，每字节比特：通用模型 {bits('general')}；由它继续训练 : 从零训练，{ours_zh}（前者最好的权重分别出"
-        f"现在 {kept[0]}、{kept[1]}、{kept[2]} 的步数处）；适配器 {looked_up[0]}，查近邻 {looked_up[1]}，前置段落 "
-        f"{looked_up[2]}。四选一答对：不改 {right[0]}，继续训练 {right[1]}，查近邻 {right[2]}。通用文本：之前 "
-        f"{novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配器 {novel[3]}。",
+        f"{title.en[0].upper()}{title.en[1:]}, bits per byte: the general model {bits('general')} (guessing bytes: 8); "
+        f"trained on from it : from scratch, {ours}, the former best after {kept[0]}, {kept[1]}, {kept[2]} of its "
+        f"steps; an adapter {looked_up[0]}, neighbours looked up {looked_up[1]}, a passage in front {looked_up[2]}. "
+        f"Right of four (a guess: 25 %): {right[0]} as it is, {right[1]} trained on, {right[2]} looked up. General "
+        f"text: {novel[0]} before, {novel[1]} after, {novel[2]} with replay, {novel[3]} under the adapter.",
+        f"{title.zh}，每字节比特：通用模型 {bits('general')}（逐字节瞎猜为 8）；由它继续训练 : 从零训练，{ours_zh}（前"
+        f"者最好的权重分别出现在 {kept[0]}、{kept[1]}、{kept[2]} 的步数处）；适配器 {looked_up[0]}，查近邻 "
+        f"{looked_up[1]}，前置段落 {looked_up[2]}。四选一答对（瞎猜为 25%）：不改 {right[0]}，继续训练 {right[1]}，查"
+        f"近邻 {right[2]}。通用文本：之前 {novel[0]}，之后 {novel[1]}，掺回通用文本 {novel[2]}，戴着适配器 "
+        f"{novel[3]}。",
     )
+
+
+COLUMNS = {
+    BITS: (Text("bits per byte of the domain", "领域文本每字节比特"), "{:.2f}"),
+    TERMS: (Text("terms right of four", "术语四选一答对"), "{:.0%}"),
+    GENERAL: (Text("bits per byte of the novel", "小说每字节比特"), "{:.2f}"),
+}
 
 
 def tables(f: Mapping[str, float]) -> list[Table]:
-    """One a domain: each way, by the share of the domain's text that there is."""
+    """One a domain and measure: each way, by the share of the domain's text that there is."""
     if "forgets_lower" not in f:
         return []
-    heads: tuple[Text | str, ...] = (
-        Text("way", "做法"),
-        *(Text(f"domain bits, {share} %", f"领域比特，{share}%") for share in SHARES),
-        *(Text(f"terms right, {share} %", f"术语答对，{share}%") for share in SHARES),
-        *(Text(f"general bits, {share} %", f"通用比特，{share}%") for share in SHARES),
-    )
-
-    def row(name: str, way: str) -> tuple[Text | str, ...]:
-        shown = {BITS: "{:.2f}", TERMS: "{:.0%}", GENERAL: "{:.2f}"}
-        cells = (form.format(f[f"{arm(name, way, share)}: {what}"]) for what, form in shown.items() for share in SHARES)
-        return (SAID[way], *cells)
-
-    return [
-        Table(TITLES[name], heads, tuple(row(name, way) for way in ("general", *LEARNING, "passages", "neighbours")))
-        for name in NAMES
-    ]
+    heads: tuple[Text | str, ...] = (Text("way", "做法"), *(f"{share} %" for share in SHARES))
+    made = list[Table]()
+    for name in NAMES:
+        for what, (head, form) in COLUMNS.items():
+            title = Text(f"{TITLES[name].en}: {head.en}", f"{TITLES[name].zh}：{head.zh}")
+            rows: tuple[tuple[Text | str, ...], ...] = tuple(
+                (SAID[way], *(form.format(f[f"{arm(name, way, share)}: {what}"]) for share in SHARES))
+                for way in ("general", *WAYS)
+            )
+            made.append(Table(title, heads, rows))
+    return made

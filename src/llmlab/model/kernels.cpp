@@ -418,4 +418,32 @@ void cross_entropy(half* logits, const int64_t* targets, int64_t M, int64_t V, f
   }
 }
 
+// AdamW of weights whose upper half is a bfloat16 and whose lower half is the int16 beside it. `rate` is the learning rate
+// without the first moment's bias, `root` 1 / sqrt(1 - beta2^t), `keep` what weight decay leaves.
+void adamw(half* high, int16_t* low, const half* gradient, float* first, float* second, int64_t count, float rate,
+           float keep, float beta1, float beta2, float root, float eps) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < (count + 15) / 16; ++i) {
+    const int64_t at = 16 * i;
+    const __mmask16 some = count - at >= 16 ? 0xffff : __mmask16((1u << (count - at)) - 1);
+    const __m512 g = wide(gradient + at, some);
+    const __m512i lower = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(some, low + at));
+    const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, high + at)), 16);
+    __m512 w = _mm512_castsi512_ps(_mm512_add_epi32(upper, lower));
+    __m512 m = _mm512_maskz_loadu_ps(some, first + at), v = _mm512_maskz_loadu_ps(some, second + at);
+    m = _mm512_fmadd_ps(_mm512_sub_ps(g, m), _mm512_set1_ps(1.0f - beta1), m);
+    v = _mm512_fmadd_ps(_mm512_mul_ps(g, g), _mm512_set1_ps(1.0f - beta2), _mm512_mul_ps(v, _mm512_set1_ps(beta2)));
+    const __m512 under = _mm512_fmadd_ps(_mm512_sqrt_ps(v), _mm512_set1_ps(root), _mm512_set1_ps(eps));
+    w = _mm512_mul_ps(w, _mm512_set1_ps(keep));
+    w = _mm512_fnmadd_ps(_mm512_div_ps(m, under), _mm512_set1_ps(rate), w);
+    _mm512_mask_storeu_ps(first + at, some, m);
+    _mm512_mask_storeu_ps(second + at, some, v);
+    const __m512i bits = _mm512_castps_si512(w);
+    const __m256i down = _mm512_cvtepi32_epi16(bits);
+    _mm256_mask_storeu_epi16(low + at, some, down);
+    const __m512i up = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_cvtepi16_epi32(down)), 16);
+    _mm256_mask_storeu_epi16(high + at, some, _mm512_cvtepi32_epi16(up));
+  }
+}
+
 }  // extern "C"

@@ -112,6 +112,25 @@ def cross_entropy(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]
     return loss, hit
 
 
+def adamw(
+    high: Tensor,
+    low: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rate: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    root: float,
+    eps: float,
+) -> None:
+    """AdamW's update of weights in two halves (`training/narrow.py`) and of their float32 moments, all in place.
+    `rate` is the learning rate over 1 - beta1^t, `root` 1 / sqrt(1 - beta2^t), `keep` what weight decay leaves."""
+    scalars = rate, keep, beta1, beta2, root, eps
+    _call("adamw", high, low, gradient.contiguous(), first, second, high.numel(), *scalars)
+
+
 # ---------------------------------------------------------------- torch's registry
 
 _SCHEMAS = {
@@ -125,6 +144,8 @@ _SCHEMAS = {
     attention: "(Tensor qkv, Tensor first, int H, int G, int E, float scale) -> (Tensor, Tensor)",
     attention_backward: "(Tensor qkv, Tensor first, Tensor out, Tensor lse, Tensor dout, int H, int G, int E, "
     "float scale) -> Tensor",
+    adamw: "(Tensor(a!) high, Tensor(b!) low, Tensor gradient, Tensor(c!) first, Tensor(d!) second, float rate, "
+    "float keep, float beta1, float beta2, float root, float eps) -> ()",
     cross_entropy: "(Tensor(a!) logits, Tensor targets) -> (Tensor, Tensor)",
 }
 _LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]

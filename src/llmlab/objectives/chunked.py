@@ -70,9 +70,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor, dhits: Tensor) -> tuple[Tensor | None, ...]:
-        parts = []
-        for part, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-            parts.append(None if part is None else part.to(dtype).mul_(dtotal))  # its own tensor where dtypes differ
+        def scaled(part: Tensor, dtype: torch.dtype) -> Tensor:
+            """In the wider type, where there is one: a product in bfloat16 would be rounded twice."""
+            wide = part.to(dtype)
+            return part * dtotal.to(dtype) if wide is part else wide.mul_(dtotal)
+
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        parts = [None if part is None else scaled(part, dtype) for part, dtype in pairs]
         return *parts, None, None, None
 
 

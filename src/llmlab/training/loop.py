@@ -25,6 +25,7 @@ from llmlab.training.adamw import AdamW
 from llmlab.training.checkpointing import Checkpointing, checkpointed
 from llmlab.training.ema import EMA, Average
 from llmlab.training.in_backward import InBackward, refuse_ranks
+from llmlab.training.narrow import Fp32, Weights
 from llmlab.training.optimizer import trained
 from llmlab.training.optimizers import OptimizerKind
 from llmlab.training.parallel.choice import ranks_of
@@ -60,6 +61,8 @@ class Training(Section):
     )
     ema: EMA | None = Field(None, description="the average of the weights over the steps is what is looked at and kept")
     spikes: SpikeGuard | None = Field(None, description="what becomes of a step far above those before; null: nothing")
+
+    weights: Weights = Field(Fp32(), description="what weights are held in while they are trained")
 
     @model_validator(mode="after")
     def _clips(self) -> "Training":
@@ -164,9 +167,11 @@ class _Loop(Generic[B]):
             raise ValueError("no parameter of the model wants a gradient")
         if settings.in_backward and not self.world.alone:
             refuse_ranks()
+        if settings.weights.kind != "fp32":
+            _check_narrow(model, session)
         self.ranks = ranks_of(session, model, settings.optimizer.kind)
         self.model = self.ranks.model
-        self.optimizer = settings.optimizer.build(self.ranks.owned)
+        self.optimizer = settings.weights.held(settings.optimizer.build(self.ranks.owned), session.seed)
         self.average, self.watch = Average(settings.ema, self.optimizer.parameters), Watch(settings.spikes)
         inside = InBackward(self.optimizer) if settings.in_backward else None
         self.gradients = Gradients(self.ranks, objective, settings.clip, session, inside)
@@ -316,7 +321,7 @@ class _Loop(Generic[B]):
         """The probe's figures of the weights as they are, or of their average; the best so far are put aside."""
         if self.probe is None:
             return {}
-        with self.average.shown(self.ranks.spread):
+        with self.optimizer.exact(), self.average.shown(self.ranks.spread):
             return self._probed(self.probe)
 
     def _probed(self, probe: Probe) -> dict[str, float]:
@@ -401,6 +406,7 @@ class _Loop(Generic[B]):
         figures |= {name: self.values[name] for name in ("empty_steps", "training")} | self.watch.figures()
         if self.probe is not None:
             figures |= {"held_out": self.values["held_out"], "kept_step": self.step}
+        self.optimizer.finish()
         if self.values["best"] is not None:
             best = self.values["best"]
             self._take(self.checkpoints.load_best(best["step"]))
@@ -434,7 +440,19 @@ class _Clock:
 def _binding(settings: Training) -> dict[str, Any]:
     """The settings that a half-done training cannot change: its horizon and its update rule."""
     habits = {name for name in ("ema", "spikes") if getattr(settings, name) is not None}
+    habits |= {"weights"} if settings.weights.kind != "fp32" else set()
     return settings.model_dump(mode="json", include={"steps", "optimizer", "schedule", "clip"} | habits)
+
+
+def _check_narrow(model: nn.Module, session: Session) -> None:
+    """InputError where weights of bfloat16 would stand beside others."""
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        hint = "use fp32 with adapters and frozen layers; base_weights holds a frozen base in few bits"
+        raise InputError("training.weights", "bf16 is for a model that is trained whole, and part of this is not", hint)
+    if session.dtype != torch.bfloat16:
+        raise InputError("training.weights", "bf16 needs products in bfloat16", "set dtype to bf16")
+    if not session.apart or (getattr(session.parallel, "kind", "ddp") == "zero1" and not session.world.alone):
+        raise InputError("training.weights", "bf16 goes with whole weights on each rank", "use parallel=ddp, or fp32")
 
 
 def _ratios(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:

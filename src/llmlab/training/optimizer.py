@@ -6,6 +6,7 @@ Added to torch's optimizers: which parameter gets which rule, one factor for all
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -63,6 +64,18 @@ class Optimizer:
             part.step()
         finally:
             part.param_groups = groups
+
+    def home_of(self, parameter: nn.Parameter) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+        """The rule of a parameter, and the group with its settings."""
+        return self._home_of[id(parameter)]
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Meanwhile the parameters are float32."""
+        yield
+
+    def finish(self) -> None:
+        """They are from now on."""
 
     def zero_grad(self) -> None:
         for part in self._parts:
