@@ -106,7 +106,8 @@ def test_rows_may_leave_change_places_and_be_doubled(kind: Any, rows: list[int],
                 alone = torch.cat([ids[row, -lengths[row] :], after[number]])[None]
                 own = kind.build(12, model.architecture)
                 expected = in_pieces(model, alone, Places.causal(*alone.shape), own, [lengths[row]])
-                torch.testing.assert_close(got[number], expected[0, -1:], rtol=1e-4, atol=1e-4)
+                near = 1e-3 if kind.kind == "int8" else 1e-4  # a key's last bit in company may round to another code
+                torch.testing.assert_close(got[number], expected[0, -1:], rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)

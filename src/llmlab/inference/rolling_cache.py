@@ -125,7 +125,7 @@ class RollingCache(DenseCache):
         return self._seen(buffer.transpose(1, 2), new_BTGK, new_BTGK).transpose(1, 2)
 
 
-_NOBODY = -2  # a document that no token is of
+_NOBODY = -3  # a document that no token is of: neither padding nor `places.EVERY`
 
 
 class _Writing(NamedTuple):
