@@ -1,4 +1,4 @@
-"""A large and a small model, each from scratch and each with the other as its teacher, on the same text. Question 17."""
+"""A large and a small model, each from scratch and each with the other as its teacher. Question 17."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from llmlab.handbook.training_ledger import V, Setup, held_out_loss, setup, take_steps
+from llmlab.handbook.training_ledger import Setup, V, held_out_loss, setup, take_steps
 from llmlab.handbook.training_rows import Row
 from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.model.transformer import Transformer
@@ -19,6 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"layers": 2, "dim": 32},
 }
 HELD = 512  # rows that losses are measured on
+
 
 def sized(size: str, rate: float | None = None) -> Setup:
     """The recipe of the ledger's first row, with a model of this size."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.handbook.training_ledger import FIRST, V, TextRows
+from llmlab.handbook.training_ledger import FIRST, TextRows, V
 from llmlab.model.transformer import Architecture
 from llmlab.objectives.language import NextToken
 from llmlab.recipe import parse

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from llmlab.adapters.adapted import adapted_linears
 from llmlab.adapters.count import base_bytes, trained_parameters
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.merging import merge
-from llmlab.adapters.part import adapter_parts
 from llmlab.data.batch import IGNORE, Batch
 from llmlab.handbook import distilling, rank_bytes
 from llmlab.handbook.question import Figures
@@ -29,12 +30,12 @@ from llmlab.handbook.training_ledger import (
     take_steps,
 )
 from llmlab.handbook.training_rows import BY_NAME, LEDGER
-from llmlab.model.transformer import Transformer
+from llmlab.model.transformer import Architecture, Transformer
 from llmlab.objectives.language import NextToken, token_logprobs
 from llmlab.runtime import generator
 from llmlab.stages import Session
-from llmlab.training.adamw import AdamW
 from llmlab.training.adafactor import Adafactor
+from llmlab.training.adamw import AdamW
 from llmlab.training.checkpointing import checkpointed
 from llmlab.training.eight_bit import AdamW8bit
 from llmlab.training.memory import Load, on_paper
@@ -43,7 +44,7 @@ from llmlab.training.parallel.ranks import Alone
 from llmlab.training.step import Gradients
 
 LONG = {"layers": 3, "dim": 64, "context": 48}  # activations are the peak
-BROAD = {"layers": 2, "dim": 128, "context": 16}  # weights, gradients and moments are
+BROAD = {"layers": 2, "dim": 256, "context": 4}  # weights, gradients and moments are
 LENGTHS = (3, 40, 17, 9)  # learnt tokens of rows that are accumulated
 MATRIX = (256, 512)  # that is pruned
 FREE = ("checkpointing, full", "checkpointing, selective", "accumulation of 4", "chunked loss", "in backward")
@@ -65,6 +66,10 @@ def ledger() -> Figures:
                 over = found[f"{row.name}: {shape}"] / found[f"{row.against}: {shape}"]
                 found[f"{row.name}: {shape} over"] = over
     gaps = [abs(found[f"{row.name}: foretold"] / found[f"{row.name}: counted"] - 1) for row in LEDGER]
+    fused, plain = (predicted(setup(BY_NAME[name], BROAD)) for name in ("in backward", "not clipped"))
+    pieces, whole = (predicted(setup(BY_NAME[name], LONG)) for name in ("accumulation of 4", "adamw"))
+    found["fused_gradients"] = fused.gradients / plain.gradients
+    found["accumulation_weights_gap"] = abs(pieces.weights + pieces.optimizer - whole.weights - whole.optimizer)
     changes = [abs(found[f"not clipped: {shape} over"] - 1) for shape in ("counted", "broad")]
     return found | {"worst_gap": max(gaps), "clipping_change": max(changes)}
 
@@ -143,7 +148,7 @@ def sharing(seed: int, found: Mapping[str, float]) -> Figures:
 def chunking(seed: int) -> Figures:
     """The loss some positions at a time, against all at once, in nats a token."""
     model, batch = _model(seed), ragged(seed)
-    losses = [float(NextToken(at_once=at_once)(model, batch).sums["cross_entropy"]) for at_once in (16, None)]
+    losses = [NextToken(at_once=at_once)(model, batch).sums["cross_entropy"].item() for at_once in (16, None)]
     return {"chunked_loss_gap": abs(losses[0] - losses[1]) / batch.learnt}
 
 
@@ -157,9 +162,11 @@ def csr_bytes(weight: Tensor, sparsity: float, dtype: torch.dtype) -> int:
     mask = weight.abs() >= least
     counts = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
     columns = mask.nonzero()[:, 1]
-    sparse = torch.sparse_csr_tensor(
-        counts.int(), columns.int(), weight[mask].to(dtype), weight.shape, check_invariants=True
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        sparse = torch.sparse_csr_tensor(
+            counts.int(), columns.int(), weight[mask].to(dtype), weight.shape, check_invariants=True
+        )
     return sum(int(part.nbytes) for part in (sparse.values(), sparse.crow_indices(), sparse.col_indices()))
 
 
@@ -174,11 +181,11 @@ def pruning(seed: int) -> Figures:
             found[f"csr_{name}_{percent}"] = csr_bytes(weight, percent / 100, dtype) / dense
         found[f"csr_{name}_even"] = 1 - (dense - 4 * (rows + 1)) / (size + 4) / weight.numel()
     whole, half = (on_paper(_narrowed(part), V) for part in (1, 2))
-    inner = [sum(p.nbytes for block in m.blocks for p in block.feedforward.parameters()) for m in (whole, half)]
+    inner = [sum(p.nbytes for name, p in m.named_parameters() if ".feedforward." in name) for m in (whole, half)]
     return found | {"structured_share": inner[1] / inner[0]}
 
 
-def _narrowed(part: int) -> object:
+def _narrowed(part: int) -> Architecture:
     a = setup(BY_NAME["adamw"], BROAD).architecture
     width = a.feedforward.hidden_width(a.dim) // part
     return a.model_copy(update={"feedforward": a.feedforward.model_copy(update={"width": width})})
@@ -191,14 +198,16 @@ def few_bits() -> Figures:
     """SmolLM2's frozen base, and what optimizers keep of it, over float32 and AdamW."""
     bits = {kind: base_bytes(SMOLLM2, VOCABULARY, kind) for kind in ("fp32", "int8", "int4")}
     shapes = {name: tuple(p.shape) for name, p in trained(on_paper(SMOLLM2, VOCABULARY)).items()}
-    plain = AdamW().state_bytes(shapes)
+    blocks = {name: shape for name, shape in shapes.items() if name.startswith("blocks.")}
+    plain, small = AdamW(), AdamW8bit()
     return {
         "int8_share": bits["int8"] / bits["fp32"],
         "int4_share": bits["int4"] / bits["fp32"],
         "fp32_base": float(bits["fp32"]),
         "int4_base": float(bits["int4"]),
-        "adamw8bit_share": AdamW8bit().state_bytes(shapes) / plain,
-        "adafactor_share": Adafactor().state_bytes(shapes) / plain,
+        "adamw8bit_share": small.state_bytes(blocks) / plain.state_bytes(blocks),
+        "adamw8bit_all": small.state_bytes(shapes) / plain.state_bytes(shapes),
+        "adafactor_share": Adafactor().state_bytes(shapes) / plain.state_bytes(shapes),
     }
 
 
@@ -207,9 +216,9 @@ def lora(seed: int) -> Figures:
     made = setup(BY_NAME["lora"], LONG)
     model = made.architecture.build(V, seed)
     take_steps(learner(model, made, seed), made, 3, seed)
-    sizes = [model.get_submodule(path).base.weight.shape for path in adapter_parts(model, ADAPTER)]
+    sizes = [sum(linear.base.weight.shape) for _, linear in adapted_linears(model)]
     assert isinstance(made.adapter, LoRA)
-    formula = made.adapter.rank * sum(sum(size) for size in sizes)
+    formula = made.adapter.rank * sum(sizes)
     counted_ = trained_parameters(made.adapter, made.architecture, V)
     full = trained_parameters(LoRA(rank=8), SMOLLM2, VOCABULARY) / trained_parameters(None, SMOLLM2, VOCABULARY)
     return {
@@ -233,7 +242,10 @@ def ranks() -> Figures:
 def distillation() -> Figures:
     """Bytes of training with a teacher over training without, and of the student over the teacher."""
     alone = {size: distilling.training_bytes(size) for size in distilling.SIZES}
-    taught = {"small": distilling.training_bytes("small", "large"), "large": distilling.training_bytes("large", "small")}
+    taught = {
+        "small": distilling.training_bytes("small", "large"),
+        "large": distilling.training_bytes("large", "small"),
+    }
     large = distilling.weight_bytes("large")
     return {
         "student_share": distilling.weight_bytes("small") / large,
@@ -281,8 +293,12 @@ def _losses(race: Told) -> Figures:
 
 def _taught(race: Told) -> Figures:
     arm = "same text"
-    found: Figures = {f"{name}: nats": race.mean(arm, name) for name in ("large", "small", "large to small", "small to large")}
-    found |= race.bounds("taught", arm, arm, "large to small", "small")
-    return found | race.bounds("reversed", arm, arm, "small to large", "large") | {
-        "taught_seeds": float(len(race.record["seeds"]))
+    found: Figures = {
+        f"{name}: nats": race.mean(arm, name) for name in ("large", "small", "large to small", "small to large")
     }
+    found |= race.bounds("taught", arm, arm, "large to small", "small")
+    return (
+        found
+        | race.bounds("reversed", arm, arm, "small to large", "large")
+        | {"taught_seeds": float(len(race.record["seeds"]))}
+    )

@@ -145,7 +145,7 @@ def take_steps(
     text: str = FIRST,
     objective: Objective[Batch] | None = None,
 ) -> None:
-    """The real loop, for so many steps, looking at nothing on the way; of the next token where no objective is given."""
+    """The real loop, for so many steps, looking at nothing on the way; of the next token unless told otherwise."""
     quiet = {"steps": steps, "checkpoint_every": steps, "log_every": steps, "evaluate_every": steps}
     settings = made.training.model_copy(update=quiet)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """A large and a small model on the same text, from scratch and taught by the other. Question 17.
 
-Rates, the share of the teacher and the temperature were tried on seed 99 alone; both small models learn at the rate that
-is best from scratch.
+Rates, the share of the teacher and the temperature were tried on seed 99 alone; both small models learn at the rate
+that is best from scratch.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def run(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
 RACE = Trial(
     name="distillation",
     title=Text("distillation both ways: held-out nats a byte", "双向蒸馏：留出文本每字节奈特"),
-    arms={"same text": {"steps": 200, "large_rate": 3e-3, "small_rate": 1e-2, "share": 1.0, "temperature": 1.0}},
+    arms={"same text": {"steps": 200, "large_rate": 3e-3, "small_rate": 3e-3, "share": 1.0, "temperature": 1.0}},
     measures=MEASURES,
     run=run,
     listed=False,
