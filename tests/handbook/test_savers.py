@@ -48,4 +48,4 @@ def test_a_teacher_is_in_memory_too() -> None:
 def test_rows_have_names_in_both_languages_and_something_to_be_held_against() -> None:
     assert CHINESE.keys() == BY_NAME.keys()
     assert len(BY_NAME) == len(LEDGER)
-    assert all(BY_NAME[row.against].against == row.against for row in LEDGER)
+    assert all(row.against in BY_NAME for row in LEDGER)
