@@ -51,7 +51,8 @@ def test_savers_of_weights_gradients_and_moments() -> None:
     assert states == sorted(states, reverse=True)
     assert wide["lion"].optimizer == pytest.approx(wide["bf16 moments"].optimizer, rel=0.01)
     assert wide["shared layers"].weights < wide["adamw"].weights < wide["untied head"].weights
-    assert wide["prompt"].optimizer < wide["ia3"].optimizer < wide["lora"].optimizer < wide["all weights"].optimizer / 4
+    assert wide["lora"].optimizer < wide["all weights"].optimizer / 4
+    assert all(wide[name].optimizer < wide["lora"].optimizer for name in ("ia3", "prompt"))
     held = [wide[name].weights for name in ("lora", "lora, int8 base", "lora, int4 base")]
     assert held == sorted(held, reverse=True)
     assert held[1] < held[0] / 2
