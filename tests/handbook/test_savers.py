@@ -45,7 +45,7 @@ def test_a_teacher_is_in_memory_too() -> None:
     assert more > distilling.weight_bytes("large")
 
 
-def test_rows_have_names_in_both_languages_and_something_to_be_held_against() -> None:
-    assert CHINESE.keys() == BY_NAME.keys()
+def test_rows_have_names_and_something_to_be_held_against() -> None:
+    assert CHINESE.keys() <= BY_NAME.keys()
     assert len(BY_NAME) == len(LEDGER)
     assert all(row.against in BY_NAME for row in LEDGER)

@@ -8,16 +8,10 @@ from llmlab.handbook.costs import spread
 from llmlab.handbook.question import Table, Text
 from llmlab.handbook.training_rows import LEDGER
 
-CHINESE = {
-    "adamw": "AdamW",
+CHINESE = {  # of the rows whose names are more than a name
     "bf16 moments": "bf16 动量",
     "adamw8bit": "八位 AdamW",
-    "muon": "Muon",
-    "lion": "Lion",
-    "adafactor": "Adafactor",
-    "galore": "GaLore",
     "sgd with momentum": "带动量的 SGD",
-    "sgd": "SGD",
     "in backward": "反向中更新",
     "checkpointing, full": "激活重算，全部",
     "checkpointing, selective": "激活重算，选择性",
@@ -108,7 +102,7 @@ def tables(f: Mapping[str, float]) -> list[Table]:
         )
     rows = []
     for row in LEDGER:
-        cells: list[Text | str] = [Text(row.name, CHINESE[row.name])]
+        cells: list[Text | str] = [Text(row.name, CHINESE[row.name]) if row.name in CHINESE else row.name]
         cells += [f"{f[f'{row.name}: {what}'] / 1e6:.2f}" for what in ("foretold", "counted")]
         cells.append(f"{f[f'{row.name}: counted over']:.2f}")
         broad = f.get(f"{row.name}: broad over")
