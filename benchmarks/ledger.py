@@ -23,7 +23,8 @@ import torch
 from paired import report
 
 from llmlab.evaluation.statistics import mean
-from llmlab.handbook.training_ledger import LEDGER, Row, V, counted, learner, loss_of, predicted, setup, take_steps
+from llmlab.handbook.training_ledger import V, counted, learner, loss_of, predicted, setup, take_steps
+from llmlab.handbook.training_rows import BY_NAME, Row
 from llmlab.runtime import PeakMemory, generator, resident_bytes
 
 VERSIONS = ("llmlab", "torch")
@@ -38,7 +39,7 @@ def shapes(seed: int) -> list[dict[str, int]]:
     def pick(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=noise))
 
-    drawn = [{"dim": 8 * pick(4, 20), "layers": pick(1, 6), "context": pick(8, 100)} for _ in range(3)]
+    drawn = [{"dim": 32 * pick(1, 5), "layers": pick(2, 6), "context": pick(8, 100)} for _ in range(3)]
     return [{}, {"dim": 256, "context": 16}, *drawn]
 
 
@@ -70,20 +71,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rows", nargs="*", default=[row.name for row in LEDGER])
+    parser.add_argument("--rows", nargs="*", default=list(BY_NAME), choices=list(BY_NAME), metavar="NAME")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    every = {row.name: row for row in LEDGER}
     if given.one:
-        one(every[given.one])
+        one(BY_NAME[given.one])
     else:
-        ledger([every[name] for name in given.rows], given.seeds, given.steps)
+        ledger([BY_NAME[name] for name in given.rows], given.seeds, given.steps)
 
 
 def ledger(wanted: list[Row], seeds: int, steps: int) -> None:
     """Measure these rows and what they are held against, and report."""
-    every = {row.name: row for row in LEDGER}
-    needed = {row.name: row for row in [*(every[row.against] for row in wanted), *wanted]}
+    needed = {row.name: row for row in [*(BY_NAME[row.against] for row in wanted), *wanted]}
     claims: dict[str, dict[str, list[float]]] = {}
     losses: dict[str, list[float]] = {}
     for name, row in needed.items():

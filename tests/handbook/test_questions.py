@@ -80,6 +80,7 @@ VERDICTS = {
     13: Verdict.NOT_REPRODUCED,
     14: Verdict.NOT_REPRODUCED,
     16: Verdict.CORRECTED,
+    17: Verdict.REFUTED,
     30: Verdict.REFUTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,

@@ -29,7 +29,7 @@ def test_every_race_can_be_run(name: str) -> None:
     which = race(name)
     assert which.name == name
     # Three give intervals too wide to order anything; one gives none, of what nothing random enters.
-    assert which.seeds >= 5 or (which.seeds == 1 and which.name in ("long_text", "endless_text"))
+    assert which.seeds >= 5 or (which.seeds == 1 and which.name in ("long_text", "endless_text", "rank_bytes"))
     which.check()
 
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from llmlab.handbook.training_ledger import FIRST, LEDGER, TextRows, counted, loss_of, predicted, setup
+from llmlab.handbook.training_ledger import FIRST, TextRows, counted, loss_of, predicted, setup
+from llmlab.handbook.training_rows import BY_NAME, LEDGER
 from llmlab.training.memory import Load, StepBytes
 
-BY_NAME = {row.name: row for row in LEDGER}
 WIDE = {"layers": 2, "dim": 128, "context": 16}  # more weights than activations
 
 
 @pytest.mark.parametrize("row", LEDGER, ids=lambda row: row.name)
 def test_bytes_are_foretold_within_a_tenth(row: object) -> None:
-    made = setup(row, {"layers": 2, "dim": 88, "context": 40})  # type: ignore[arg-type]
+    made = setup(row, {"layers": 3, "dim": 32, "context": 24})  # type: ignore[arg-type]
     assert predicted(made).peak == pytest.approx(counted(made), rel=0.1)
 
 
@@ -32,7 +32,19 @@ def test_savers_save_where_their_cause_is_the_peak() -> None:
 
 
 def test_savers_of_weights_gradients_and_moments() -> None:
-    wide = {row.name: predicted(setup(row, WIDE)) for row in LEDGER if not row.name.startswith(("check", "acc"))}
+    names = (
+        "adamw",
+        "bf16 moments",
+        "adamw8bit",
+        "adafactor",
+        "sgd",
+        "lion",
+        "in backward",
+        "shared layers",
+        "untied head",
+    )
+    adapters = ("all weights", "lora", "lora, int8 base", "lora, int4 base", "ia3", "prompt")
+    wide = {name: predicted(setup(BY_NAME[name], WIDE)) for name in (*names, *adapters)}
     assert wide["in backward"].peak < wide["adamw"].peak
     assert wide["in backward"].gradients < wide["adamw"].gradients / 2
     states = [wide[name].optimizer for name in ("adamw", "bf16 moments", "adamw8bit", "adafactor", "sgd")]
@@ -40,6 +52,10 @@ def test_savers_of_weights_gradients_and_moments() -> None:
     assert wide["lion"].optimizer == pytest.approx(wide["bf16 moments"].optimizer, rel=0.01)
     assert wide["shared layers"].weights < wide["adamw"].weights < wide["untied head"].weights
     assert wide["lora"].optimizer < wide["all weights"].optimizer / 4
+    assert all(wide[name].optimizer < wide["lora"].optimizer for name in ("ia3", "prompt"))
+    held = [wide[name].weights for name in ("lora", "lora, int8 base", "lora, int4 base")]
+    assert held == sorted(held, reverse=True)
+    assert held[1] < held[0] / 2
 
 
 def test_what_only_moves_memory_changes_no_loss() -> None:

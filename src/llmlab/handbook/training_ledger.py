@@ -12,89 +12,39 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmlab.adapters.base import BaseWeights, hold
 from llmlab.adapters.part import AdapterPart, add_adapter
 from llmlab.adapters.roles import Actor
+from llmlab.alignment.sft import SFT
+from llmlab.checkpoints.bundle import Bundle
 from llmlab.data.batch import Batch
 from llmlab.data.state import State
+from llmlab.handbook.training_rows import LEDGER, RECIPE, WIDTH, Row
 from llmlab.interpret.live_bytes import LiveBytes
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.objectives.language import NextToken
+from llmlab.objectives.objective import Objective
 from llmlab.recipe import override, parse
 from llmlab.run import Run, read_recipe
 from llmlab.runtime import generator
 from llmlab.stages import Session
 from llmlab.training.loop import Training, train
 from llmlab.training.memory import Load, StepBytes, foretell, on_paper
+from llmlab.training.pretrain import Pretrain
 
 V = 256
 ADAPTER = "sft"
-ROWS, WIDTH = 8, 64  # of a step
 HELD = 64  # rows that the loss is measured on
 FIRST, SECOND = "moby_dick.txt", "sanguo_yanyi.txt"
-
-RECIPE: dict[str, Any] = {
-    "model": {"layers": 4, "dim": 64, "context": WIDTH, "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}},
-    "pretrain": {
-        "batch_size": ROWS,
-        "micro_batch": ROWS,
-        "training": {"steps": 200, "optimizer": {"kind": "adamw", "lr": 3e-3}},
-    },
-    "sft": {
-        "batch_size": ROWS,
-        "micro_batch": ROWS,
-        "training": {"steps": 200, "optimizer": {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.0}},
-    },
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method: its name and what it changes in the recipe. `against` is the row that it is held against."""
-
-    name: str
-    diff: tuple[str, ...] = ()
-    group: Literal["scratch", "adapt"] = "scratch"
-
-    @property
-    def against(self) -> str:
-        return "adamw" if self.group == "scratch" else "all weights"
-
-
-# Learning rates are the best of two or three tries (50 steps, seed 99, which no ledger uses), some at the edge tried.
-
-
-def _optimizer(text: str) -> tuple[str, ...]:
-    return (f"pretrain.training.optimizer={{{text}}}",)
-
-
-LEDGER = (
-    Row("adamw"),
-    Row("bf16 moments", ("pretrain.training.optimizer.moments=bf16",)),
-    Row("adamw8bit", _optimizer("kind: adamw8bit, lr: 3.0e-3")),
-    Row("muon", _optimizer("kind: muon, lr: 0.05, adamw_lr: 3.0e-3")),
-    Row("lion", _optimizer("kind: lion, lr: 2.0e-3, weight_decay: 0.3")),
-    Row("adafactor", _optimizer("kind: adafactor, lr: 0.15")),
-    Row("galore", _optimizer("kind: galore, rank: 16, refresh: 50, lr: 3.0e-2")),
-    Row("sgd with momentum", _optimizer("kind: sgd, momentum: 0.9, lr: 0.1")),
-    Row("sgd", _optimizer("kind: sgd, lr: 0.5")),
-    Row("in backward", ("pretrain.training.clip=null", "pretrain.training.in_backward=true")),
-    Row("checkpointing, full", ("pretrain.training.activation_checkpointing=full",)),
-    Row("checkpointing, selective", ("pretrain.training.activation_checkpointing=selective",)),
-    Row("accumulation of 4", (f"pretrain.micro_batch={ROWS // 4}",)),
-    Row("not clipped", ("pretrain.training.clip=null",)),
-    Row("untied head", ("model.tied=false",)),
-    Row("shared layers", ("model.shared=true",)),
-    Row("all weights", (), "adapt"),
-    Row("lora", ("sft.adapter={rank: 4, alpha: 8}", "sft.training.optimizer.lr=0.01"), "adapt"),
-)
 
 
 @dataclass(frozen=True)
@@ -105,6 +55,8 @@ class Setup:
     training: Training
     load: Load
     adapter: AdapterPart | None
+    base_weights: BaseWeights
+    fuse: bool
 
 
 def setup(row: Row, changed: Mapping[str, Any] | None = None) -> Setup:
@@ -117,25 +69,31 @@ def setup(row: Row, changed: Mapping[str, Any] | None = None) -> Setup:
     section = run.pretrain if row.group == "scratch" else run.sft
     assert section is not None
     rows, context = section.micro_batch, run.model.context
-    load = Load(rows, context, rows * context, section.batch_size // rows)
-    adapter = None if run.sft is None or row.group == "scratch" else run.sft.adapter
-    return Setup(run.model, section.training, load, adapter)
+    autocast = torch.bfloat16 if run.dtype == "bf16" else None
+    at_once = section.logits_at_once if isinstance(section, Pretrain) else None
+    load = Load(rows, context, rows * context, section.batch_size // rows, autocast, at_once)
+    adapter = section.adapter if isinstance(section, SFT) else None
+    base_weights = section.base_weights if isinstance(section, SFT) else "fp32"
+    return Setup(run.model, section.training, load, adapter, base_weights, run.kernels == "auto")
 
 
 def adapted(model: Transformer, made: Setup, seed: int) -> tuple[Transformer, str | None]:
-    """The model with the row's adapter on it, and the role that computes with it."""
+    """The model with its frozen base in few bits and the row's adapter on it, and the role that computes with it."""
     if made.adapter is None:
         return model, None
+    model = hold(Bundle(model, None, made.architecture, "ledger"), made.base_weights).model
     add_adapter(model, ADAPTER, made.adapter, seed)
-    return model, ADAPTER
+    return model, ADAPTER if made.adapter.apart else None
 
 
 # ---------------------------------------------------------------- bytes
 
 
 def predicted(made: Setup) -> StepBytes:
-    """From shapes."""
-    model, role = adapted(on_paper(made.architecture, V), made, 0)
+    """From shapes. Codes are made of numbers, so a base in few bits is there; what is done with it is not."""
+    few = made.base_weights != "fp32"
+    base = made.architecture.build(V, 0) if few else on_paper(made.architecture, V)
+    model, role = adapted(base, made, 0)
     return foretell(model, made.training, made.load, role)
 
 
@@ -158,13 +116,19 @@ def loss_of(row: Row, seed: int, steps: int) -> float:
     made = setup(row)
     model, text = made.architecture.build(V, seed), FIRST
     if row.group == "adapt":
-        take_steps(model, setup(LEDGER[0]), steps, seed)
+        model.load_state_dict(begun(made.architecture, steps, seed))
         text = SECOND
     actor = learner(model, made, seed)
     take_steps(actor, made, steps, seed, text)
-    (held,) = TextRows(text, Load(HELD, WIDTH, HELD * WIDTH), -1).next(actor)
-    with torch.no_grad():
-        return float(NextToken()(actor, held).sums["cross_entropy"]) / held.learnt
+    return held_out_loss(actor, text)
+
+
+@cache
+def begun(architecture: Architecture, steps: int, seed: int) -> Mapping[str, Tensor]:
+    """Weights after so many steps of the first row: what every `adapt` row goes on from."""
+    model = architecture.build(V, seed)
+    take_steps(model, setup(LEDGER[0]), steps, seed)
+    return model.state_dict()
 
 
 def learner(model: Transformer, made: Setup, seed: int) -> nn.Module:
@@ -173,12 +137,28 @@ def learner(model: Transformer, made: Setup, seed: int) -> nn.Module:
     return model if role is None else Actor(model, role)
 
 
-def take_steps(learner: nn.Module, made: Setup, steps: int, seed: int, text: str = FIRST) -> None:
-    """The real loop, for so many steps, looking at nothing on the way."""
+def take_steps(
+    learner: nn.Module,
+    made: Setup,
+    steps: int,
+    seed: int,
+    text: str = FIRST,
+    objective: Objective[Batch] | None = None,
+) -> None:
+    """The real loop, for so many steps, looking at nothing on the way; of the next token unless told otherwise."""
     quiet = {"steps": steps, "checkpoint_every": steps, "log_every": steps, "evaluate_every": steps}
     settings = made.training.model_copy(update=quiet)
     with tempfile.TemporaryDirectory() as folder:
-        train(learner, NextToken(), TextRows(text, made.load, seed), settings, Path(folder), Session(seed=seed))
+        session = Session(seed=seed, dtype=made.load.autocast, fuse=made.fuse)
+        asked = objective or NextToken(at_once=made.load.logits_at_once)
+        train(learner, asked, TextRows(text, made.load, seed), settings, Path(folder), session)
+
+
+def held_out_loss(model: nn.Module, text: str = FIRST, rows: int = HELD) -> float:
+    """Cross entropy in nats a byte on rows of the text's last tenth, the same for every model."""
+    (held,) = TextRows(text, Load(rows, WIDTH, rows * WIDTH), -1).next(model)
+    with torch.no_grad():
+        return float(NextToken()(model, held).sums["cross_entropy"]) / held.learnt
 
 
 class TextRows:
