@@ -44,6 +44,7 @@ from llmlab.runtime import (
     device,
     disk_full,
     interruptible,
+    keep_few_kernels,
     keep_freed_memory,
     lock,
     make_deterministic,
@@ -337,6 +338,7 @@ def run(
     require(recipe.track)
     make_deterministic()
     keep_freed_memory()
+    keep_few_kernels()
     where = _place(recipe, world)
     with world.joined(where.type):
         world.told(lambda: _check_out(out, resume or world.restarts > 0))

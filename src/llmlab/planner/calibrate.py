@@ -56,6 +56,11 @@ class Timed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.works: list[tuple[Work, float]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As of `census.Watch`."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace not in OWN or function.is_view:
             return function(*args, **(kwargs or {}))

@@ -98,7 +98,7 @@ class Memo:
         return self._taken[key]
 
 
-DATA = ("seed", "base", "rope", "text", "tokenizer", "model", "dtype")
+DATA = ("seed", "base", "rope", "text", "tokenizer", "model", "dtype", "kernels")
 
 
 def _dump(life: Life, names: Sequence[str]) -> str:
@@ -116,7 +116,7 @@ def plan(life: Life, machine: Machine | None = None, memo: Memo | None = None) -
     Errors: InputError as the run itself would have it: data that cannot be read, parts that cannot go together.
     """
     machine, memo = machine or Machine.known(), memo or Memo()
-    planner = Planner(memo.material(life), machine, autocast_dtype(life.dtype, device("cpu")))
+    planner = Planner(memo.material(life), machine, autocast_dtype(life.dtype, device("cpu")), life.kernels == "auto")
     found = [memo.taken(planner, name) for name in planner.names()]
     stages, shapes = list[StagePlan](), 0
     for taken in found:

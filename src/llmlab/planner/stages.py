@@ -1,11 +1,16 @@
-"""What each stage of a life will take: the fullest moment of its process and its seconds."""
+"""What each stage of a life will take: the fullest moment of its process and its seconds.
+
+A model of more than `WHOLE` equal blocks is watched with two blocks and with three, and what it takes with all of them
+is extrapolated: bytes by cause in the first block, in the last one and around them, arithmetic, seconds. All of that is
+linear in the number of blocks. A model whose blocks differ, or one that trains some of them, is watched whole.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,11 +34,15 @@ from llmlab.objectives.language import NextToken, token_logprobs
 from llmlab.planner.census import Watch, watched
 from llmlab.planner.machine import Machine
 from llmlab.planner.material import Material, sampled
-from llmlab.planner.observe import Moment, Pass, Stepped, made, moment_of, pass_of, step_of
+from llmlab.planner.observe import Moment, Pass, Step, Stepped, made, moment_of, pass_of, step_of
 from llmlab.training.loop import Training
 
 STAGES = ("rope", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate")
+WHOLE = 5  # blocks; more are extrapolated
 SEEN = 48  # micro-batches of the sample that are looked at for the widest
+
+
+X = TypeVar("X", Step, Pass)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Planner:
     material: Material
     machine: Machine
     dtype: torch.dtype | None
+    fuse: bool = True  # whether training may take fused kernels
+    depth: int | None = None  # blocks of the model that is watched; None: all
 
     def names(self) -> list[str]:
         """The stages that this life has, in order."""
@@ -102,7 +113,7 @@ class Planner:
             section.training, m.vocabulary,
         )  # fmt: skip
         standard = objective.standard.predictor()
-        probe = pass_of(stage, self.machine, lambda model, _: standard(model, first))
+        probe = self._pass(stage, lambda model, _: standard(model, first))
         asked = m.corpus.held_tokens / max(1, first.ids_BT.numel()) * (1.5 if objective.kind == "causal" else 1.0)
         return self._trained("pretrain", stage, [probe], math.ceil(asked) * probe.seconds, widths=1)
 
@@ -122,7 +133,7 @@ class Planner:
             return Actor(model, "sft"), NextToken()
 
         stage = self._stepped(build, seen, section.batch_size / micro, section.training)
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
         watched = min(section.watched, section.held_out * sample.total)
         exercises = [source for source in section.data if hasattr(source, "n")]
         asks, answers = 0.0, []
@@ -141,7 +152,7 @@ class Planner:
 
         micro = min(section.micro_batch, section.batch_size)
         stage = self._stepped(build, seen, section.batch_size / micro, section.training)
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
         held = section.held_out * total / micro * probe.seconds
         watched = min(section.watched, section.held_out * total) / micro * probe.seconds
         return self._trained("reward", stage, [probe], watched, held, _widths(seen))
@@ -160,9 +171,9 @@ class Planner:
         micro = min(section.micro_batch, section.batch_size)
         stage = self._stepped(build, referred, section.batch_size / micro, section.training)
         typical, widest = stage.typical.batch, stage.widest.batch
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
-        reference = pass_of(stage, self.machine, lambda model, _: reference_logprobs(model, [widest]), self.dtype)
-        once = pass_of(stage, self.machine, lambda model, _: reference_logprobs(model, [typical]), self.dtype)
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
+        reference = self._pass(stage, lambda model, _: reference_logprobs(model, [widest]), self.dtype)
+        once = self._pass(stage, lambda model, _: reference_logprobs(model, [typical]), self.dtype)
         held = section.held_out * total
         before = (total - held) / micro * once.seconds + (min(section.watched, held) + held) / micro * probe.seconds
         watched = min(section.watched, held) / micro * probe.seconds
@@ -190,19 +201,19 @@ class Planner:
 
         batch = PPOBatch(_rollout(taken[:micro], new))
         stage = Stepped(build, batch, batch, rows / micro, section.training, m.vocabulary)
-        scored = {
-            count: pass_of(stage, self.machine, lambda model, _, n=count: score(  # type: ignore[misc]
-                model, _answers(_cycled(taken, n), new), n, _plain), self.dtype)
-            for count in {min(r.micro_batch, r.answers), min(TOGETHER, section.measured)}
-        }  # fmt: skip
+        most, few = min(TOGETHER, section.measured), min(r.micro_batch, r.answers)
+        rows_scored = max(most, few)
+        scored = self._pass(
+            stage, lambda model, _: score(model, _answers(_cycled(taken, rows_scored), new), rows_scored, _plain),
+            self.dtype,
+        )  # fmt: skip
         rolling = self._answering(build, r.answers, new, taken, together=r.answers, role=section.roles.policy.adapter)
         measured = min(section.measured, section.held_out * sample.total)
         looking = rolling.times(measured / r.answers)
-        many, few = scored[min(TOGETHER, section.measured)], scored[min(r.micro_batch, r.answers)]
-        each = rolling.seconds + r.answers / min(r.micro_batch, r.answers) * few.seconds
+        each = rolling.seconds + r.answers / rows_scored * scored.seconds
         rollouts = -(-section.training.steps // (r.epochs * r.minibatches))
-        after = 2 * (looking.seconds + measured / min(TOGETHER, section.measured) * many.seconds)
-        passes = [*scored.values(), rolling, looking]
+        after = 2 * (looking.seconds + measured / rows_scored * scored.seconds)
+        passes = [scored, rolling, looking]
         return self._trained("ppo", stage, passes, 0.0, after + rollouts * each, widths=min(24, rollouts + 2))
 
     # ------------------------------------------------------------ measured
@@ -254,7 +265,27 @@ class Planner:
             )
 
     def _model(self) -> Transformer:
-        return Transformer(self.material.architecture, self.material.vocabulary)
+        a = self.material.architecture
+        if self.depth is not None:
+            a = a.model_copy(update={"layers": self.depth})
+        return Transformer(a, self.material.vocabulary)
+
+    def _deep(self, watch: Callable[[], X], adapter: Any = None) -> X:
+        """What is watched, of the model with all its blocks."""
+        a = self.material.architecture
+        alike = not (a.local or a.shared or a.encoder_layers or getattr(adapter, "kind", "") == "freeze")
+        if a.layers <= WHOLE or not alike:
+            return watch()
+        found = list[X]()
+        for self.depth in (2, 3):
+            found.append(watch())
+        self.depth = None
+        return found[0].deeper(found[1], a.layers)
+
+    def _pass(
+        self, stage: Stepped, run: Callable[[Any, Any], object], dtype: torch.dtype | None = None, adapter: Any = None
+    ) -> Pass:
+        return self._deep(lambda: pass_of(stage, self.machine, run, dtype), adapter)
 
     def _bare(self) -> Any:
         return self._model(), NextToken()
@@ -280,7 +311,8 @@ class Planner:
     ) -> Taken:
         """A stage that is `train` and what stands around it. `probe` is the seconds of one evaluation, `beside` of what
         is done once, `widths` how many different batches come."""
-        step, training = step_of(stage, self.machine, self.dtype), stage.training
+        adapter, training = getattr(getattr(self.material.life, name), "adapter", None), stage.training
+        step = self._deep(lambda: step_of(stage, self.machine, self.dtype, self.fuse), adapter)
         looks = 1 + -(-training.steps // training.evaluate_every) if passes else 0
         saves = -(-training.steps // training.checkpoint_every)
         seconds = (
@@ -319,7 +351,7 @@ class Planner:
         ids = torch.zeros(rows, length, dtype=torch.int64)
         batch = Batch(ids, ids, Places.causal(rows, length))
         stage = Stepped(self._bare, None, None, 1, Training(steps=1), vocabulary)
-        one = pass_of(stage, self.machine, lambda model, _: token_logprobs(model, batch).double())
+        one = self._pass(stage, lambda model, _: token_logprobs(model, batch).double())
         times = tokens / (rows * length)
         return Pass(one.moment, one.seconds * times, one.flops * times)
 
@@ -350,17 +382,21 @@ class Planner:
                 hidden = base.hidden(ids[:, :1], Places.causal(rows, 1, start=at), cache, role)
                 torch.log_softmax(base.logits(hidden[:, -1]).float(), -1)
 
-        with watched() as watch:
-            model, _ = made(stage, watch)
-            model.eval()
-            with torch.no_grad():
-                run(model, watch)
-        census, groups = watch.census, count / rows
-        reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
-        token = self.machine.seconds(telling) / 2
-        seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
-        flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2
-        return Pass(moment_of(census), seconds + count * new * self.machine.token_seconds, groups * flops)
+        def watch_it() -> Pass:
+            with watched() as watch:
+                model, _ = made(stage, watch)
+                model.eval()
+                with torch.no_grad():
+                    run(model, watch)
+            census, groups = watch.census, count / rows
+            reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
+            token = self.machine.seconds(telling) / 2
+            seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
+            flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2
+            return Pass(moment_of(census), seconds, groups * flops)
+
+        whole = self._deep(watch_it)
+        return Pass(whole.moment, whole.seconds + count * new * self.machine.token_seconds, whole.flops)
 
     def _loading(self) -> float:
         """Seconds to read the weights into memory: they are moved twice."""
