@@ -451,7 +451,8 @@ def _foresee(recipe: Run, out: Path, memory: int | None, say: Callable[[str], No
         say(f"plan: none, since {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}")
         return
     foresee.keep(found, out)
-    say(f"plan: {foresee.gib(found.peak_bytes)} at most, about {found.seconds:.0f} s")
+    time = "" if found["seconds"] is None else f", about {found['seconds']:.0f} s"
+    say(f"plan: {foresee.gib(found['peak_bytes'])} at most{time}")
 
 
 def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:

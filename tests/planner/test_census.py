@@ -61,12 +61,12 @@ def census(architecture: Architecture, optimizer: OptimizerKind, dtype: torch.dt
                 for parameter in model.parameters():
                     parameter.fill_(0.01)
         watch.census.events = [event for event in watch.census.events if event[1].cause == "weights"]
-        loop = stepping(model, objective, Fixed([rows, rows]), training, Session(dtype=dtype))
-        for parameter in loop.optimizer.parameters.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: watch.know([p.grad], "gradients"))
-        for _ in range(2):
-            loop.update()
-            watch.know(loop.optimizer.state().values(), "optimizer")
+        with stepping(model, objective, Fixed([rows, rows]), training, Session(dtype=dtype)) as loop:
+            for parameter in loop.optimizer.parameters.values():
+                parameter.register_post_accumulate_grad_hook(lambda p: watch.know([p.grad], "gradients"))
+            for _ in range(2):
+                loop.update()
+                watch.know(loop.optimizer.state().values(), "optimizer")
     return watch
 
 

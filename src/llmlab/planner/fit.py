@@ -39,8 +39,8 @@ class Fitted:
             "budget": self.budget,
             "fits": self.fits,
             "assignments": list(self.assignments),
-            "before": {"peak_bytes": self.before.peak_bytes, "seconds": round(self.before.seconds, 3)},
-            "after": {"peak_bytes": self.after.peak_bytes, "seconds": round(self.after.seconds, 3)},
+            "before": {name: self.before.json()[name] for name in ("peak_bytes", "seconds")},
+            "after": {name: self.after.json()[name] for name in ("peak_bytes", "seconds")},
         }
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from llmlab.errors import InputError
 from llmlab.planner.fit import Change, Fitted, fit
 from llmlab.planner.machine import Machine
 from llmlab.planner.plan import Plan, plan
-from llmlab.runtime import atomic_json
+from llmlab.recipe import parse
+from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory
 
 NAME = "plan.json"
 
@@ -34,17 +41,46 @@ def memory_bytes() -> int:
     return min(found, default=0)
 
 
-def foreseen(change: Change, budget: int | None = None, machine: Machine | None = None) -> Plan:
-    """The plan of a recipe, which fits into `budget` bytes (this machine's memory unless told).
+def foreseen(change: Change, budget: int | None = None) -> dict[str, Any]:
+    """The plan of a recipe, as JSON, which fits into `budget` bytes (this machine's memory unless told). Where this
+    machine was never measured, no time is told: a run does not wait for that.
 
-    Errors: TooLarge where it does not, naming the stage and what would make it fit.
+    Planned in a process of its own: what planning takes would stay in the run's, a hundred MB of it.
+
+    Errors: TooLarge where it does not fit, naming the stage and what would make it fit; InputError where the recipe
+    cannot be planned.
     """
-    machine = machine or Machine.known()
+    asked = {
+        "recipe": change(()).model_dump(mode="json"),  # type: ignore[attr-defined]
+        "budget": memory_bytes() if budget is None else budget,
+        "threads": torch.get_num_threads(),
+    }
+    work = "from llmlab.planner.foresee import main; main()"
+    done = subprocess.run([sys.executable, "-c", work], input=json.dumps(asked), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise InputError("plan", (done.stderr.strip().splitlines() or ["no reason"])[-1])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in told:
+        raise TooLarge(*told["refused"])
+    return told
+
+
+def main() -> None:
+    """Reads what is asked from standard input and prints the plan, or what does not fit."""
+    from llmlab.run import Run, changes  # the child is the program, and knows it whole
+
+    asked = json.loads(sys.stdin.read())
+    torch.set_num_threads(asked["threads"])
+    keep_freed_memory()
+    keep_few_kernels()
+    change = changes(parse(Run, asked["recipe"], trusted=True))
+    machine, budget = Machine.at_hand(), asked["budget"]
     planned = plan(change(()), machine)
-    budget = memory_bytes() if budget is None else budget
     if budget and planned.peak_bytes > budget:
-        raise _refused(planned, fit(change, budget, machine, planned))
-    return planned
+        error = _refused(planned, fit(change, budget, machine, planned))
+        print(json.dumps({"refused": [error.place, error.problem, error.hint]}))
+    else:
+        print(json.dumps(planned.json()))
 
 
 def _refused(planned: Plan, found: Fitted) -> TooLarge:
@@ -64,9 +100,9 @@ def _refused(planned: Plan, found: Fitted) -> TooLarge:
     return TooLarge(stage.name, problem, hint)
 
 
-def keep(planned: Plan, folder: Path) -> None:
+def keep(planned: dict[str, Any], folder: Path) -> None:
     """Put the prediction into the folder of a run, before it begins."""
-    atomic_json(folder / NAME, planned.json())
+    atomic_json(folder / NAME, planned)
 
 
 def quoted(assignment: str) -> str:

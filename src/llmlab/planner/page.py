@@ -39,8 +39,10 @@ def _fitted(found: Fitted) -> list[str]:
     return [*lines, f"  {memory}, time {clock(before.seconds)} -> {clock(after.seconds)}"]
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | None) -> str:
     """Seconds for a person."""
+    if seconds is None:
+        return "not known"
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
