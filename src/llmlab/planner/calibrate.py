@@ -32,6 +32,7 @@ from llmlab.planner.machine import Machine, Moved, Product, this_machine
 from llmlab.planner.work import OWN, Work, work_of
 from llmlab.runtime import (
     KERNELS_KEPT,
+    PeakMemory,
     atomic_bytes,
     generator,
     give_back,
@@ -211,10 +212,11 @@ def memory(shapes: int, all_shapes: int = 0) -> dict[str, Any]:
     More shapes than are kept show what all hold together; without, it is put at what oneDNN's cache and torch's hold
     when they hold different ones.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
         prepare_text(Text(), Path(folder) / "text", Session())  # what it imports stays
     give_back()
     figures: dict[str, Any] = {"import_bytes": resident_bytes()}
+    figures["text_bytes"] = max(0, peak.bytes - resident_bytes())
     reference(*REFERENCES[0], torch.bfloat16, AdamW())()
     give_back()
     figures["bare_bytes"] = max(resident_bytes(), 1)

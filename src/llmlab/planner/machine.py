@@ -54,6 +54,7 @@ class Machine(Section):
     key: dict[str, Any]
     bare_bytes: int = Field(gt=0, description="resident memory after the imports of a run and one small step")
     import_bytes: int = Field(gt=0, description="the same before any step")
+    text_bytes: int = Field(ge=0, description="what the text stage takes beside its text")
     primitive_bytes: float = Field(ge=0, description="what each shape of a bf16 product costs, once")
     kernels_most: int = Field(ge=0, description="what all of them cost together, since few are kept")
     beside_seconds: float = Field(ge=0, description="beside the kernel of an operation: Python, autograd")

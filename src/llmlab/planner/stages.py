@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from llmlab.adapters.count import base_bytes
 from llmlab.adapters.part import add_adapter
 from llmlab.adapters.roles import Actor, RoleModel
 from llmlab.alignment.outcome import TOGETHER
@@ -21,6 +22,7 @@ from llmlab.alignment.ppo_objective import PPOBatch, PPOObjective
 from llmlab.alignment.preference import DPOObjective, ReferredPairs, reference_logprobs
 from llmlab.alignment.reward import TABLE, PreferenceObjective
 from llmlab.alignment.rollout import Answers, Rollout, score
+from llmlab.checkpoints.bundle import Stored
 from llmlab.data.batch import Batch
 from llmlab.data.chats import ChatBatches
 from llmlab.data.pairs import PairBatches
@@ -83,14 +85,17 @@ class Planner:
 
     def text(self) -> Taken:
         size = self.material.corpus.text_bytes
-        return Taken("text", [Moment({"text": min(size, 64 << 20)})], size / self.machine.text_rate, rough=True)
+        held = self.machine.text_bytes + min(size, 64 << 20)
+        return Taken("text", [Moment({"text": held})], size / self.machine.text_rate, rough=True)
 
     def tokenizer(self) -> Taken:
         size, machine = self.material.corpus.text_bytes, self.machine
         trains = self.material.base is None
         seconds = size / machine.encode_rate + (size / machine.train_rate if trains else 0.0)
         # Words and their counts where it is trained; ids of a shard as Python has them where text is encoded.
-        return Taken("tokenizer", [Moment({"text": 24 * min(size, 64 << 20)})], seconds, rough=True)
+        return Taken(
+            "tokenizer", [Moment({"text": machine.text_bytes + 24 * min(size, 64 << 20)})], seconds, rough=True
+        )
 
     def rope(self) -> Taken:
         weights = 4 * self.numbers
@@ -326,10 +331,25 @@ class Planner:
         held = step.stays.by_cause.get("optimizer", 0)
         moments = [step.moment, saved, *(one.moment.with_more(optimizer=held) for one in passes)]
         shapes = len(step.moment.shapes) * min(widths, training.steps)
+        less = self._held_smaller(name)
         return Taken(
-            name, [self._opened(moment) for moment in moments], seconds, training.steps * step.flops, shapes,
+            name, [self._opened(moment).with_more(weights=-less) for moment in moments], seconds, training.steps * step.flops, shapes,
             step.parameters, step.trained,
         )  # fmt: skip
+
+    def _held_smaller(self, name: str) -> int:
+        """Bytes that a frozen base takes less than in float32; of one held as stored, all is in the mapped file."""
+        held = getattr(getattr(self.material.life, name), "base_weights", "fp32")
+        if held == "fp32":
+            return 0
+        m = self.material
+        whole = base_bytes(m.architecture, m.vocabulary)
+        if held != "stored" or m.base is None or not isinstance(m.base.made, Stored):
+            return whole - base_bytes(m.architecture, m.vocabulary, "int8" if held == "stored" else held)
+        return min(whole, whole - base_bytes(m.architecture, m.vocabulary, held, m.base.made) + self._mapped())
+
+    def _mapped(self) -> int:
+        return self._opened(Moment({})).by_cause.get("files", 0)
 
     def _opened(self, moment: Moment) -> Moment:
         """With the mapped file that a base's weights were read from."""
