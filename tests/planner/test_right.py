@@ -17,7 +17,7 @@ from llmlab.planner.stages import Planner, Taken
 from llmlab.run import Run, read_recipe
 
 PRETRAINED = ["sft=null", "reward=null", "dpo=null", "ppo=null", "quantize=null", "evaluate=null"]
-DEEP = ["model.layers=7", "model.dim=32", "model.context=32", "tokenizer.vocab_size=300"]
+DEEP = ["model.layers=7", "model.dim=32", "model.context=96", "tokenizer.vocab_size=300"]
 
 
 def taken(recipe: Run, machine: Machine, name: str) -> Taken:

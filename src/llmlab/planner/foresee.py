@@ -15,7 +15,7 @@ from llmlab.planner.fit import Change, Fitted, fit
 from llmlab.planner.machine import Machine
 from llmlab.planner.plan import Plan, plan
 from llmlab.recipe import parse
-from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory
+from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory, make_deterministic
 
 NAME = "plan.json"
 
@@ -71,6 +71,7 @@ def main() -> None:
 
     asked = json.loads(sys.stdin.read())
     torch.set_num_threads(asked["threads"])
+    make_deterministic()  # imports much
     keep_freed_memory()
     keep_few_kernels()
     change = changes(parse(Run, asked["recipe"], trusted=True))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from llmlab.adapters.base import BaseWeights
 from llmlab.adapters.count import base_bytes
 from llmlab.adapters.part import add_adapter
 from llmlab.adapters.roles import Actor, RoleModel
@@ -332,14 +333,13 @@ class Planner:
         moments = [step.moment, saved, *(one.moment.with_more(optimizer=held) for one in passes)]
         shapes = len(step.moment.shapes) * min(widths, training.steps)
         less = self._held_smaller(name)
-        return Taken(
-            name, [self._opened(moment).with_more(weights=-less) for moment in moments], seconds, training.steps * step.flops, shapes,
-            step.parameters, step.trained,
-        )  # fmt: skip
+        held_so = [self._opened(moment).with_more(weights=-less) for moment in moments]
+        flops = training.steps * step.flops
+        return Taken(name, held_so, seconds, flops, shapes, step.parameters, step.trained)
 
     def _held_smaller(self, name: str) -> int:
         """Bytes that a frozen base takes less than in float32; of one held as stored, all is in the mapped file."""
-        held = getattr(getattr(self.material.life, name), "base_weights", "fp32")
+        held: BaseWeights = getattr(getattr(self.material.life, name), "base_weights", "fp32")
         if held == "fp32":
             return 0
         m = self.material
