@@ -218,6 +218,8 @@ def memory(shapes: int, all_shapes: int = 0) -> dict[str, Any]:
     give_back()
     figures: dict[str, Any] = {"import_bytes": resident_bytes()}
     figures["text_bytes"] = max(0, peak.bytes - resident_bytes())
+    text_rates()  # what a tokenizer's training and the encoder leave stays too
+    give_back()
     reference(*REFERENCES[0], torch.bfloat16, AdamW())()
     give_back()
     figures["bare_bytes"] = max(resident_bytes(), 1)

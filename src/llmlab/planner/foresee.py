@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,10 +15,11 @@ from llmlab.errors import InputError
 from llmlab.planner.fit import Change, Fitted, fit
 from llmlab.planner.machine import Machine
 from llmlab.planner.plan import Plan, plan
-from llmlab.recipe import parse
+from llmlab.recipe import Section, parse
 from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory, make_deterministic
 
 NAME = "plan.json"
+S = TypeVar("S", bound=Section)
 
 
 class TooLarge(InputError):
@@ -55,7 +57,7 @@ def foreseen(change: Change, budget: int | None = None) -> dict[str, Any]:
         "budget": memory_bytes() if budget is None else budget,
         "threads": torch.get_num_threads(),
     }
-    work = "from llmlab.planner.foresee import main; main()"
+    work = "from llmlab.run import Run, changes; from llmlab.planner.foresee import main; main(Run, changes)"
     done = subprocess.run([sys.executable, "-c", work], input=json.dumps(asked), capture_output=True, text=True)
     if done.returncode != 0:
         raise InputError("plan", (done.stderr.strip().splitlines() or ["no reason"])[-1])
@@ -65,16 +67,14 @@ def foreseen(change: Change, budget: int | None = None) -> dict[str, Any]:
     return told
 
 
-def main() -> None:
-    """Reads what is asked from standard input and prints the plan, or what does not fit."""
-    from llmlab.run import Run, changes  # the child is the program, and knows it whole
-
+def main(kind: type[S], changes: Callable[[S], Change]) -> None:
+    """Reads what is asked from standard input and prints the plan, or what does not fit. `kind` is the recipe's."""
     asked = json.loads(sys.stdin.read())
     torch.set_num_threads(asked["threads"])
     make_deterministic()  # imports much
     keep_freed_memory()
     keep_few_kernels()
-    change = changes(parse(Run, asked["recipe"], trusted=True))
+    change = changes(parse(kind, asked["recipe"], trusted=True))
     machine, budget = Machine.at_hand(), asked["budget"]
     planned = plan(change(()), machine)
     if budget and planned.peak_bytes > budget:
