@@ -45,6 +45,7 @@ from llmlab.runtime import (
     device,
     disk_full,
     interruptible,
+    keep_few_kernels,
     keep_freed_memory,
     lock,
     make_deterministic,
@@ -341,6 +342,7 @@ def run(
     require(recipe.track)
     make_deterministic()
     keep_freed_memory()
+    keep_few_kernels()
     where = _place(recipe, world)
     with world.joined(where.type):
         world.told(lambda: _check_out(out, resume or world.restarts > 0))
@@ -468,7 +470,8 @@ def _foresee(recipe: Run, out: Path, memory: int | None, say: Callable[[str], No
         say(f"plan: none, since {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'}")
         return
     foresee.keep(found, out)
-    say(f"plan: {foresee.gib(found.peak_bytes)} at most, about {found.seconds:.0f} s")
+    time = "" if found["seconds"] is None else f", about {found['seconds']:.0f} s"
+    say(f"plan: {foresee.gib(found['peak_bytes'])} at most{time}")
 
 
 def live(recipe: Run, out: Path, session: Session, say: Callable[[str], None]) -> list[Figures]:

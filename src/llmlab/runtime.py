@@ -295,6 +295,17 @@ def keep_freed_memory() -> None:
         library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, as good as never
 
 
+KERNELS_KEPT = 64  # shapes of bfloat16 products; a training step has about 20
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN and torch's cache in front of it keep the kernels of so many shapes, unless the user says otherwise.
+    They keep 1024, 0.65 MB each, and rows of many widths come to hundreds of MB; a kernel that is made again takes
+    half a millisecond. Read at the process's first product. No number changes."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS_KEPT))
+
+
 def resident_bytes() -> int:
     """Resident memory of this process, 0 where /proc is missing."""
     try:

@@ -15,8 +15,10 @@ from llmlab.objectives.language import NextToken
 from llmlab.planner.census import Watch, watched
 from llmlab.planner.observe import Fixed, Stepped, made
 from llmlab.stages import Session
+from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, stepping
-from llmlab.training.optimizers import AdamW, Muon, OptimizerKind
+from llmlab.training.muon import Muon
+from llmlab.training.optimizers import OptimizerKind
 
 ROWS, LENGTH, VOCABULARY = 3, 24, 101
 
@@ -61,12 +63,14 @@ def census(architecture: Architecture, optimizer: OptimizerKind, dtype: torch.dt
                 for parameter in model.parameters():
                     parameter.fill_(0.01)
         watch.census.events = [event for event in watch.census.events if event[1].cause == "weights"]
-        loop = stepping(model, objective, Fixed([rows, rows]), training, Session(dtype=dtype))
-        for parameter in loop.optimizer.parameters.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: watch.know([p.grad], "gradients"))
-        for _ in range(2):
-            loop.update()
-            watch.know(loop.optimizer.state().values(), "optimizer")
+        with stepping(model, objective, Fixed([rows, rows]), training, Session(dtype=dtype)) as loop:
+            for parameter in loop.optimizer.parameters.values():
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda p: watch.know([p.grad], "gradients")
+                )
+            for _ in range(2):
+                loop.update()
+                watch.know(loop.optimizer.state().values(), "optimizer")
     return watch
 
 
@@ -103,7 +107,7 @@ def test_products_count_six_operations_a_weight_and_token() -> None:
         model, objective = made(stage, watch)
         terms = objective(model, rows)
         terms.sums["cross_entropy"].backward()  # type: ignore[no-untyped-call]
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    matrices = sum(p.numel() for p in model.get_submodule("blocks").parameters() if p.ndim == 2)
     learnt = rows.learnt
     expected = 6 * matrices * ROWS * LENGTH + 6 * 64 * VOCABULARY * learnt
     products = sum(work.flops for work in watch.census.works if work.name.startswith("mm"))

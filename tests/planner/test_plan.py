@@ -10,10 +10,11 @@ import pytest
 from llmlab.errors import InputError
 from llmlab.planner import foresee
 from llmlab.planner.fit import fit, read_size
-from llmlab.planner.machine import Machine
+from llmlab.planner.machine import Machine, file_of, this_machine
 from llmlab.planner.page import page
 from llmlab.planner.plan import Plan, plan
 from llmlab.run import Run, changes, read_recipe, run
+from llmlab.runtime import atomic_json
 
 SHORT = ["reward=null", "dpo=null", "ppo=null", "quantize=null", "evaluate=null"]
 
@@ -63,10 +64,11 @@ def test_more_takes_more(recipe: Run, machine: Machine, planned: Plan) -> None:
     longer = plan(change(["pretrain.training.steps=120"]), machine)
     split = plan(change(["pretrain.micro_batch=4"]), machine)
     before, *others = (found.stages[2] for found in (planned, wider, longer, split))
+    seconds, *of_others = (stage.seconds or 0.0 for stage in (before, *others))
     assert others[0].peak_bytes > before.peak_bytes
-    assert others[0].seconds > 2 * before.seconds
+    assert of_others[0] > 2 * seconds > 0
     assert others[1].peak_bytes == before.peak_bytes
-    assert others[1].seconds > 1.5 * before.seconds
+    assert of_others[1] > 1.5 * seconds
     assert others[2].by_cause["activations"] < 0.5 * before.by_cause["activations"]
 
 
@@ -91,12 +93,20 @@ def test_fit_proposes_smaller_micro_batches_first(recipe: Run, machine: Machine,
     assert plan(changes(large)(found.assignments), machine).peak_bytes == found.after.peak_bytes
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_would(recipe: Run, machine: Machine, tmp_path: Path,
+def recorded(machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this machine had been measured so."""
+    monkeypatch.setenv("LLMLAB_HOME", str(folder / "cache"))
+    key = this_machine()
+    atomic_json(file_of(key), machine.model_copy(update={"key": key}).model_dump(mode="json"))
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(recipe: Run, machine: Machine, planned: Plan, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(Machine, "known", lambda: machine)
+    recorded(machine, tmp_path, monkeypatch)
     large = changes(recipe)(["pretrain.batch_size=512", "pretrain.micro_batch=512"])
+    budget = (plan(large, machine).peak_bytes + planned.peak_bytes) // 2
     with pytest.raises(InputError) as refusal:
-        run(large, tmp_path / "run", quiet=True, planned=True, memory=900 << 20)
+        run(large, tmp_path / "run", quiet=True, planned=True, memory=budget)
     line = str(refusal.value)
     assert "pretrain" in line
     assert "fits in" in line
@@ -106,7 +116,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(recipe: Run, machine: 
 
 def test_the_prediction_lies_beside_the_run(recipe: Run, machine: Machine, planned: Plan, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(Machine, "known", lambda: machine)
+    recorded(machine, tmp_path, monkeypatch)
     short = changes(recipe)(["pretrain.training.steps=2", "sft=null"])
     done = run(short, tmp_path / "run", quiet=True, planned=True)
     kept = json.loads((tmp_path / "run" / foresee.NAME).read_text())

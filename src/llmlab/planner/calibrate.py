@@ -30,7 +30,17 @@ from llmlab.model.transformer import Architecture
 from llmlab.objectives.language import NextToken
 from llmlab.planner.machine import Machine, Moved, Product, this_machine
 from llmlab.planner.work import OWN, Work, work_of
-from llmlab.runtime import atomic_bytes, generator, give_back, keep_freed_memory, make_deterministic, resident_bytes
+from llmlab.runtime import (
+    KERNELS_KEPT,
+    PeakMemory,
+    atomic_bytes,
+    generator,
+    give_back,
+    keep_few_kernels,
+    keep_freed_memory,
+    make_deterministic,
+    resident_bytes,
+)
 from llmlab.stages import Session
 from llmlab.tokenization.train import BPE, train_tokenizer
 from llmlab.training.adamw import AdamW
@@ -46,6 +56,7 @@ REFERENCES = (
     (576, 8, 512, 2, 8192, "rmsnorm", "swiglu"),
 )
 GRID = {"rows": (1, 16, 128, 1024), "inner": (64, 256, 1024), "columns": (64, 256, 1024, 16384)}
+STEP_SHAPES = 20  # of bf16 products in a reference step
 LARGEST = 8e9  # multiply-adds of one timed product, twice
 
 
@@ -55,6 +66,11 @@ class Timed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.works: list[tuple[Work, float]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As of `census.Watch`."""
+        return False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace not in OWN or function.is_view:
@@ -70,11 +86,8 @@ def measured() -> dict[str, Any]:
     """All figures of `Machine` but the key."""
     make_deterministic()
     keep_freed_memory()
-    figures: dict[str, Any] = {"import_bytes": resident_bytes()}
-    reference(*REFERENCES[1], torch.bfloat16, AdamW())()
-    give_back()
-    figures["bare_bytes"] = resident_bytes()
-    figures["primitive_bytes"] = primitive_bytes()
+    keep_few_kernels()
+    figures: dict[str, Any] = memory(shapes=60, all_shapes=4 * KERNELS_KEPT)
     timed, rest = references()
     products, moved = tabled([*timed, *grid()])
     figures |= {"products": products, "moved": moved, "beside_seconds": 0.0}
@@ -191,15 +204,40 @@ def beside(machine: Machine, whole: list[tuple[list[Work], float]]) -> float:
     return max(0.0, sum(rest * count for rest, count in left) / sum(count**2 for _, count in left)) if left else 0.0
 
 
-def primitive_bytes() -> float:
-    """Memory that stays for each new shape of a bf16 product."""
-    left, right = torch.ones(300, 192, dtype=torch.bfloat16), torch.ones(192, 320, dtype=torch.bfloat16)
+# ---------------------------------------------------------------- memory
+
+
+def memory(shapes: int, all_shapes: int = 0) -> dict[str, Any]:
+    """What this process holds before a step and after one, and what bf16 products of so many shapes add.
+
+    More shapes than are kept show what all hold together; without, it is put at half as much again as one
+    cache holds: oneDNN has one, and torch another before it.
+    """
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
+        prepare_text(Text(), Path(folder) / "text", Session())  # what it imports stays
+    give_back()
+    figures: dict[str, Any] = {"import_bytes": resident_bytes()}
+    figures["text_bytes"] = max(0, peak.bytes - resident_bytes())
+    text_rates()  # what a tokenizer's training and the encoder leave stays too
+    give_back()
+    reference(*REFERENCES[0], torch.bfloat16, AdamW())()
+    give_back()
+    figures["bare_bytes"] = max(resident_bytes(), 1)
+    left = torch.ones(300 + shapes + all_shapes, 192, dtype=torch.bfloat16)
+    right = torch.ones(192, 320, dtype=torch.bfloat16)
     left[:100] @ right
     give_back()
-    before, shapes = resident_bytes(), 60
-    for rows in range(101, 101 + shapes):
-        left[:rows] @ right
-    return max(0, resident_bytes() - before) / shapes
+    before = resident_bytes()
+
+    def more(first: int, count: int) -> int:
+        for rows in range(first, first + count):
+            left[:rows] @ right
+        return max(0, resident_bytes() - before)
+
+    figures["primitive_bytes"] = each = more(101, shapes) / shapes
+    figures["kernels_most"] = more(101 + shapes, all_shapes) if all_shapes else round(1.5 * KERNELS_KEPT * each)
+    figures["bare_bytes"] -= round(STEP_SHAPES * each)  # the step's own kernels are counted with the others
+    return figures
 
 
 # ---------------------------------------------------------------- beside the mathematics

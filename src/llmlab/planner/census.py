@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from llmlab.planner.work import OWN, Work, scratch, work_of
+from llmlab.planner.work import OWN, Work, scratch, tensors_of, work_of
 
 aten = torch.ops.aten
 
@@ -34,6 +33,10 @@ class Block:
     home: str = "heap"  # `file` where it is a view of a mapped file
 
 
+def _there(alive: dict[str, int]) -> dict[str, int]:
+    return {cause: size for cause, size in alive.items() if size}
+
+
 @dataclass
 class Census:
     """What happened: `events` has each block when it came (+1) and when it went (-1), `works` each operation."""
@@ -41,18 +44,33 @@ class Census:
     events: list[tuple[int, Block]] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     operations: int = 0
+    cuts: list[tuple[int, str]] = field(default_factory=lambda: [(0, "begin")])  # event -> what goes on from there
 
     def peak(self) -> tuple[int, dict[str, int]]:
         """Most bytes that were alive at once, and by cause what they were."""
-        now = most = at = 0
-        for place, (sign, block) in enumerate(self.events, 1):
-            now += sign * block.size
-            if now > most:
-                most, at = now, place
+        return max(self.peaks().values(), key=lambda found: found[0])
+
+    def peaks(self) -> dict[str, tuple[int, dict[str, int]]]:
+        """The same of each part of the computation, by the names of the cuts; parts of one name count as one."""
+        ends = [*(place for place, _ in self.cuts[1:]), len(self.events)]
         alive: dict[str, int] = {}
-        for sign, block in self.events[:at]:
-            alive[block.cause] = alive.get(block.cause, 0) + sign * block.size
-        return most, {cause: size for cause, size in alive.items() if size}
+        now, found = 0, dict[str, tuple[int, dict[str, int]]]()
+        for (begin, name), end in zip(self.cuts, ends, strict=True):
+            most, at = max(now, found[name][0] if name in found else 0), begin
+            for place in range(begin, end):
+                sign, block = self.events[place]
+                now += sign * block.size
+                if now > most:
+                    most, at = now, place + 1
+            fuller = name not in found or most > found[name][0]
+            for place in range(begin, end):
+                if fuller and place == at:
+                    found[name] = most, _there(alive)
+                sign, block = self.events[place]
+                alive[block.cause] = alive.get(block.cause, 0) + sign * block.size
+            if fuller and at == end:
+                found[name] = most, _there(alive)
+        return found
 
     @property
     def flops(self) -> float:
@@ -77,13 +95,17 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.marks: list[int] = []  # how many operations there had been
         self._blocks: dict[int, Block] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch imports its compiler for every mode that does not say this: seconds, and memory that stays."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self._run(function, args, kwargs or {})
         if function.namespace not in OWN:
             return out
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._see(tensor)
+        for tensor in tensors_of((out,)):
+            self._see(tensor)
         if self.noting and not function.is_view:
             self.census.operations += 1
             work = work_of(function, args, out)
@@ -94,7 +116,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_of(args), *tensors_of(kwargs.values())]
         if self._fake and not any(map(_is_fake, tensors)) and (tensors or _counts(function, args, kwargs)):
             with unset_fake_temporarily():  # whole numbers of the data: they are there, so they are computed
                 return function(*args, **kwargs)
@@ -143,6 +165,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mark(self) -> None:
         """Note where the operations are now."""
         self.marks.append(len(self.census.works))
+
+    def cut(self, name: str) -> None:
+        """What comes from here on is called so."""
+        self.census.cuts.append((len(self.census.events), name))
 
     # ------------------------------------------------------------ causes
 

@@ -39,8 +39,8 @@ class Fitted:
             "budget": self.budget,
             "fits": self.fits,
             "assignments": list(self.assignments),
-            "before": {"peak_bytes": self.before.peak_bytes, "seconds": round(self.before.seconds, 3)},
-            "after": {"peak_bytes": self.after.peak_bytes, "seconds": round(self.after.seconds, 3)},
+            "before": {name: self.before.json()[name] for name in ("peak_bytes", "seconds")},
+            "after": {name: self.after.json()[name] for name in ("peak_bytes", "seconds")},
         }
 
 
@@ -64,12 +64,12 @@ def _smaller(
     change: Change, taken: list[str], now: Plan, tried: set[str], machine: Machine, memo: Memo
 ) -> tuple[list[str], Plan] | None:
     """The first change that makes the fullest stage smaller; None where there is no other."""
-    for assignment in candidates(change(taken), now.fullest.name):
-        if assignment in tried:
+    for assignments in candidates(change(taken), now.fullest.name):
+        if " ".join(assignments) in tried:
             continue
-        tried.add(assignment)
-        path = assignment.partition("=")[0]
-        wanted = [*(one for one in taken if one.partition("=")[0] != path), assignment]
+        tried.add(" ".join(assignments))
+        paths = {one.partition("=")[0] for one in assignments}
+        wanted = [*(one for one in taken if one.partition("=")[0] not in paths), *assignments]
         try:
             planned = plan(change(wanted), machine, memo)
         except InputError:  # no such field here, or a value that does not go with the others
@@ -79,8 +79,8 @@ def _smaller(
     return None
 
 
-def candidates(life: Life, stage: str) -> Iterator[str]:
-    """What may make this stage smaller, in the order in which it is tried."""
+def candidates(life: Life, stage: str) -> Iterator[tuple[str, ...]]:
+    """What may make this stage smaller, in the order in which it is tried; assignments that go together."""
     section: Any = getattr(life, stage, None)
     if stage in TRAINED and section is not None:
         yield from _halved(f"{stage}.micro_batch", section.micro_batch)
@@ -88,12 +88,15 @@ def candidates(life: Life, stage: str) -> Iterator[str]:
         yield from _halved("ppo.rolling.micro_batch", section.rolling.micro_batch)
         yield from _halved("ppo.measured", section.measured, least=16)
     if stage in (*TRAINED, "ppo"):
-        for saver in ("activation_checkpointing=selective", "activation_checkpointing=full", "in_backward=true"):
-            yield f"{stage}.training.{saver}"
+        yield (f"{stage}.training.activation_checkpointing=selective",)
+        yield (f"{stage}.training.activation_checkpointing=full",)
+        yield f"{stage}.training.clip=null", f"{stage}.training.in_backward=true"
+        if getattr(section, "adapter", None) is not None:
+            yield from ((f"{stage}.base_weights={held}",) for held in ("stored", "int8", "int4"))
         for optimizer in ("adamw8bit", "adafactor", "lion", "sgd"):
-            yield f"{stage}.training.optimizer={optimizer}"
+            yield (f"{stage}.training.optimizer={optimizer}",)
     if stage in ("sft", "dpo") and section.adapter is None:
-        yield f"{stage}.adapter={{rank: 16, alpha: 32}}"
+        yield (f"{stage}.adapter={{kind: lora, rank: 16, alpha: 32}}",)
     if stage in TRAINED:
         yield from _halved(f"{stage}.batch_size", section.batch_size)
     if stage == "pretrain":
@@ -102,15 +105,15 @@ def candidates(life: Life, stage: str) -> Iterator[str]:
     if stage == "ppo":
         yield from _halved("ppo.rolling.answers", section.rolling.answers, least=8)
     if life.dtype != "fp32":
-        yield "dtype=fp32"  # kernels of bf16 products are kept by shape, which costs small models more than it saves
+        yield ("dtype=fp32",)  # kernels of bf16 products are kept by shape
     if stage == "quantize":
         yield from _halved("quantize.documents", section.documents or 64, least=8)
 
 
-def _halved(path: str, value: int, least: int = 1) -> Iterator[str]:
+def _halved(path: str, value: int, least: int = 1) -> Iterator[tuple[str]]:
     while value // 2 >= least:
         value //= 2
-        yield f"{path}={value}"
+        yield (f"{path}={value}",)
 
 
 def read_size(text: str) -> int:

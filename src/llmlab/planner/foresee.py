@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
 
 from llmlab.errors import InputError
 from llmlab.planner.fit import Change, Fitted, fit
 from llmlab.planner.machine import Machine
 from llmlab.planner.plan import Plan, plan
-from llmlab.runtime import atomic_json
+from llmlab.recipe import Section, parse
+from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory, make_deterministic
 
 NAME = "plan.json"
+S = TypeVar("S", bound=Section)
 
 
 class TooLarge(InputError):
@@ -34,17 +43,45 @@ def memory_bytes() -> int:
     return min(found, default=0)
 
 
-def foreseen(change: Change, budget: int | None = None, machine: Machine | None = None) -> Plan:
-    """The plan of a recipe, which fits into `budget` bytes (this machine's memory unless told).
+def foreseen(change: Change, budget: int | None = None) -> dict[str, Any]:
+    """The plan of a recipe, as JSON, which fits into `budget` bytes (this machine's memory unless told). Where this
+    machine was never measured, no time is told: a run does not wait for that.
 
-    Errors: TooLarge where it does not, naming the stage and what would make it fit.
+    Planned in a process of its own: what planning takes would stay in the run's, a hundred MB of it.
+
+    Errors: TooLarge where it does not fit, naming the stage and what would make it fit; InputError where the recipe
+    cannot be planned.
     """
-    machine = machine or Machine.known()
+    asked = {
+        "recipe": change(()).model_dump(mode="json"),  # type: ignore[attr-defined]
+        "budget": memory_bytes() if budget is None else budget,
+        "threads": torch.get_num_threads(),
+    }
+    work = "from llmlab.run import Run, changes; from llmlab.planner.foresee import main; main(Run, changes)"
+    done = subprocess.run([sys.executable, "-c", work], input=json.dumps(asked), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise InputError("plan", (done.stderr.strip().splitlines() or ["no reason"])[-1])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in told:
+        raise TooLarge(*told["refused"])
+    return told
+
+
+def main(kind: type[S], changes: Callable[[S], Change]) -> None:
+    """Reads what is asked from standard input and prints the plan, or what does not fit. `kind` is the recipe's."""
+    asked = json.loads(sys.stdin.read())
+    torch.set_num_threads(asked["threads"])
+    make_deterministic()  # imports much
+    keep_freed_memory()
+    keep_few_kernels()
+    change = changes(parse(kind, asked["recipe"], trusted=True))
+    machine, budget = Machine.at_hand(), asked["budget"]
     planned = plan(change(()), machine)
-    budget = memory_bytes() if budget is None else budget
     if budget and planned.peak_bytes > budget:
-        raise _refused(planned, fit(change, budget, machine, planned))
-    return planned
+        error = _refused(planned, fit(change, budget, machine, planned))
+        print(json.dumps({"refused": [error.place, error.problem, error.hint]}))
+    else:
+        print(json.dumps(planned.json()))
 
 
 def _refused(planned: Plan, found: Fitted) -> TooLarge:
@@ -64,9 +101,9 @@ def _refused(planned: Plan, found: Fitted) -> TooLarge:
     return TooLarge(stage.name, problem, hint)
 
 
-def keep(planned: Plan, folder: Path) -> None:
+def keep(planned: dict[str, Any], folder: Path) -> None:
     """Put the prediction into the folder of a run, before it begins."""
-    atomic_json(folder / NAME, planned.json())
+    atomic_json(folder / NAME, planned)
 
 
 def quoted(assignment: str) -> str:

@@ -28,7 +28,7 @@ from llmlab.planner.work import Work
 from llmlab.recipe import Section
 from llmlab.runtime import atomic_json, cache_folder, cpu_name, instruction_sets
 
-VERSION = 2  # raised whenever something else is measured
+VERSION = 3  # raised whenever something else is measured
 NEIGHBOURS = 4
 
 
@@ -54,8 +54,9 @@ class Machine(Section):
     key: dict[str, Any]
     bare_bytes: int = Field(gt=0, description="resident memory after the imports of a run and one small step")
     import_bytes: int = Field(gt=0, description="the same before any step")
+    text_bytes: int = Field(ge=0, description="what the text stage takes beside its text")
     primitive_bytes: float = Field(ge=0, description="what each shape of a bf16 product costs, once")
-    primitives: int = Field(1024, gt=0, description="of so many shapes at most (oneDNN's cache)")
+    kernels_most: int = Field(ge=0, description="what all of them cost together, since few are kept")
     beside_seconds: float = Field(ge=0, description="beside the kernel of an operation: Python, autograd")
     token_seconds: float = Field(ge=0, description="beside the model for a token of a row that is generated")
     write_rate: float = Field(gt=0, description="bytes a second, written and synced")
@@ -66,8 +67,19 @@ class Machine(Section):
     products: tuple[Product, ...]
     moved: dict[str, tuple[Moved, ...]]
 
+    @property
+    def timed(self) -> bool:
+        """Whether seconds are known, or memory alone."""
+        return bool(self.products)
+
+    def kernels(self, shapes: int) -> int:
+        """Bytes that kernels of so many shapes of bf16 products hold."""
+        return min(round(shapes * self.primitive_bytes), self.kernels_most)
+
     def seconds(self, works: Iterable[Work]) -> float:
-        """Of these operations, one after the other, with what lies between them."""
+        """Of these operations, one after the other, with what lies between them; 0 where nothing is known of time."""
+        if not self.timed:
+            return 0.0
         known = self._known
         total = 0.0
         for work in works:
@@ -115,6 +127,18 @@ class Machine(Section):
         with contextlib.suppress(OSError):  # a cache that cannot be written is no reason not to plan
             atomic_json(path, found.model_dump(mode="json"))
         return found
+
+    @staticmethod
+    def at_hand() -> Machine:
+        """As recorded, else what this very process takes, measured in it in a moment; then nothing is known of time."""
+        key = this_machine()
+        if (found := _recorded(file_of(key), key)) is not None:
+            return found
+        from llmlab.planner.calibrate import memory
+
+        figures: dict[str, Any] = dict.fromkeys(("beside_seconds", "token_seconds", "write_seconds"), 0.0)
+        figures |= dict.fromkeys(("write_rate", "text_rate", "encode_rate", "train_rate"), 1.0)
+        return Machine(key=key, products=(), moved={}, **figures, **memory(shapes=8))
 
 
 def interpolated(timed: Sequence[Moved], size: int) -> float:

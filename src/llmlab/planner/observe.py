@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmlab.data.state import State
+from llmlab.model.block import Block
 from llmlab.objectives.objective import Objective
 from llmlab.planner.census import Census, Watch, watched
 from llmlab.planner.heap import resident
@@ -24,15 +24,20 @@ from llmlab.stages import Session
 from llmlab.training.loop import Training, stepping
 from llmlab.training.step import Made
 
-AT_ONCE = 2  # micro-batches that are watched: the second finds gradients there, and so does every later one
+
+def line(two: float, three: float, layers: int) -> float:
+    """What is linear in the number of equal blocks, from what it is for 2 and for 3 of them."""
+    return two + (layers - 2) * (three - two)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What a process holds at its fullest in some phase, by cause, and shapes of bf16 products it went through."""
+    """What a process holds at its fullest in some phase, by cause, and shapes of bf16 products it went through.
+    `parts` are the fullest moments of parts of the phase, what the allocator keeps beside left out."""
 
     by_cause: dict[str, int]
     shapes: frozenset[Work] = frozenset()
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -42,6 +47,23 @@ class Moment:
         """The same moment with something beside it."""
         sums = {name: self.by_cause.get(name, 0) + causes.get(name, 0) for name in {*self.by_cause, *causes}}
         return replace(self, by_cause={name: size for name, size in sums.items() if size})
+
+    def deeper(self, three: Moment, layers: int) -> Moment:
+        """Of so many equal blocks, where this is of 2 and `three` of 3. What is alive in the first block, the last, and
+        around them is linear in their number, and between them it is between them; which of the parts is the fullest
+        may change. What the allocator keeps is taken as the same share."""
+        if not self.parts:
+            return replace(three, by_cause=_lines(self.by_cause, three.by_cause, layers))
+        parts = {name: _lines(part, three.parts[name], layers) for name, part in self.parts.items()}
+        fullest = max(parts.values(), key=lambda part: sum(part.values()))
+        beside = three.by_cause.get("allocator", 0) / max(three.bytes - three.by_cause.get("allocator", 0), 1)
+        kept = round(beside * sum(fullest.values()))
+        return Moment(fullest | ({"allocator": kept} if kept else {}), three.shapes, parts)
+
+
+def _lines(two: dict[str, int], three: dict[str, int], layers: int) -> dict[str, int]:
+    sizes = {name: round(line(two.get(name, 0), three.get(name, 0), layers)) for name in {*two, *three}}
+    return {name: size for name, size in sizes.items() if size > 0}
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,17 @@ class Step:
     optimizer_bytes: int
     trained: int = 0  # numbers that learn
     parameters: int = 0
+
+    def deeper(self, three: Step, layers: int) -> Step:
+        """As of `Moment`; all other figures are sums over the blocks."""
+        whole = ("trained_bytes", "optimizer_bytes", "trained", "parameters")
+        return Step(
+            moment=self.moment.deeper(three.moment, layers),
+            stays=self.stays.deeper(three.stays, layers),
+            seconds=line(self.seconds, three.seconds, layers),
+            flops=line(self.flops, three.flops, layers),
+            **{name: round(line(getattr(self, name), getattr(three, name), layers)) for name in whole},
+        )
 
 
 @dataclass
@@ -87,10 +120,11 @@ class Stepped:
     vocabulary: int
 
 
-def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None) -> Step:
-    """Watch two steps: of the typical batch for time, then of the widest ones with the optimizer's state there.
+def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None, fuse: bool = True) -> Step:
+    """Watch two micro-batches, each with its update: the typical one for time, then the widest for memory, with the
+    optimizer's state there, and with the gradients of the first where a step has several.
     (Clipping is counted with each micro-batch: it is a thousandth of one.)"""
-    session = Session(device=device("cpu"), dtype=dtype)
+    session = Session(device=device("cpu"), dtype=dtype, fuse=fuse)
     with watched() as watch, ExitStack() as stack:
         model, objective = made(stage, watch)
         batches = Fixed([])
@@ -100,9 +134,14 @@ def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None) -> Step
                 lambda p: watch.know([p.grad], "gradients")
             )
         loop.gradients.of = _marking(loop.gradients.of, watch)  # type: ignore[method-assign]
-        for parts in ([stage.typical], [stage.widest] * min(AT_ONCE, math.ceil(stage.micro_batches))):
-            batches.batches = parts
+        clear = loop.optimizer.zero_grad
+        for part in (stage.typical, stage.widest):
+            batches.batches = [part]
+            watch.cut("begin")
+            if stage.micro_batches > 1 and part is stage.typical:
+                loop.optimizer.zero_grad = _nothing  # type: ignore[method-assign]
             loop.update()
+            loop.optimizer.zero_grad = clear  # type: ignore[method-assign]
             watch.know(loop.optimizer.state().values(), "optimizer")
             watch.mark()
         gradients, update = (watch.census.works[slice(*cut)] for cut in ((0, watch.marks[0]), watch.marks[:2]))
@@ -124,12 +163,17 @@ def step_of(stage: Stepped, machine: Machine, dtype: torch.dtype | None) -> Step
     )
 
 
+def _nothing() -> None:
+    """Gradients stay, as between the micro-batches of a step."""
+
+
 def _marking(of: Callable[..., Made], watch: Watch) -> Callable[..., Made]:
     """The same, noting how many operations there were when the gradients were there."""
 
     def marked(*args: Any) -> Made:
         answer = of(*args)
         watch.mark()
+        watch.cut("update")
         return answer
 
     return marked
@@ -142,10 +186,29 @@ def made(stage: Stepped, watch: Watch) -> tuple[nn.Module, Objective[Any]]:
     with watch.unnoted(), watch.at("weights"):
         _real(model)
     watch.vocabulary = stage.vocabulary
+    _cutting(model, watch)
     learning = [p for p in model.parameters() if p.requires_grad]
     if len(learning) < len(list(model.parameters())):
         watch.know(learning, "adapters")
     return model, objective
+
+
+def _cutting(model: nn.Module, watch: Watch) -> None:
+    """Have what the first block and the last do, forward and backward, told apart from the rest."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    names = {id(block): "between" for block in blocks} | {id(block): "first" for block in blocks[:1]}
+    names |= {id(block): "last" for block in blocks[-1:]}
+
+    def before(block: nn.Module, inputs: Any) -> None:
+        watch.cut(f"forward {names[id(block)]}")
+
+    def after(block: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: watch.cut(f"backward {names[id(block)]}"))  # type: ignore[no-untyped-call]
+
+    for block in blocks:
+        block.register_forward_pre_hook(before)
+        block.register_forward_hook(after)
 
 
 def _real(model: nn.Module) -> None:
@@ -177,6 +240,11 @@ class Pass:
         """The same so often."""
         return Pass(self.moment, count * self.seconds, count * self.flops)
 
+    def deeper(self, three: Pass, layers: int) -> Pass:
+        """As of `Moment`."""
+        moment = self.moment.deeper(three.moment, layers)
+        return Pass(moment, line(self.seconds, three.seconds, layers), line(self.flops, three.flops, layers))
+
 
 def pass_of(
     stage: Stepped,
@@ -197,10 +265,12 @@ def pass_of(
 
 def moment_of(census: Census) -> Moment:
     """The peak as the process will hold it: what was alive by cause, and what the allocator keeps beside."""
-    live, by_cause = census.peak()
+    peaks = census.peaks()
+    live, by_cause = max(peaks.values(), key=lambda found: found[0])
     beside = max(0, resident(census.events) - live)
     shapes = frozenset(work._replace(bytes=0) for work in census.works if work.name in ("mm:bf16", "bmm:bf16"))
-    return Moment(by_cause | ({"allocator": beside} if beside else {}), shapes)
+    parts = {name: part for name, (_, part) in peaks.items() if "between" not in name}
+    return Moment(by_cause | ({"allocator": beside} if beside else {}), shapes, parts)
 
 
 def sizes(tensors: Any) -> int:

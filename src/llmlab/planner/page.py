@@ -30,17 +30,24 @@ def page(plan: Plan, fitted: Fitted | None = None) -> str:
 
 def _fitted(found: Fitted) -> list[str]:
     if not found.assignments:
-        fits = "fits as it is" if found.fits else "nothing that was tried makes it smaller"
+        least = f"does not fit; nothing that was tried makes it smaller than {gib(found.after.peak_bytes)}"
+        fits = "fits as it is" if found.fits else least
         return [f"{gib(found.budget)}: {fits}"]
-    end = "fits with" if found.fits else "does not fit; the best that was found is"
+    end = (
+        "fits with"
+        if found.fits
+        else f"does not fit; the least that was reached is {gib(found.after.peak_bytes)}, with"
+    )
     lines = [f"{gib(found.budget)}: {end}", *(f"  {quoted(one)}" for one in found.assignments)]
     before, after = found.before, found.after
     memory = f"memory {gib(before.peak_bytes)} -> {gib(after.peak_bytes)}"
     return [*lines, f"  {memory}, time {clock(before.seconds)} -> {clock(after.seconds)}"]
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | None) -> str:
     """Seconds for a person."""
+    if seconds is None:
+        return "not known"
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:

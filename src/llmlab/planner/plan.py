@@ -17,11 +17,12 @@ from llmlab.runtime import autocast_dtype, device
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. `by_cause` adds up to `peak_bytes`, the whole process with its interpreter."""
+    """One stage. `by_cause` adds up to `peak_bytes`, the whole process with its interpreter. `seconds` None where the
+    machine's speed is not known."""
 
     name: str
     peak_bytes: int
-    seconds: float
+    seconds: float | None
     by_cause: dict[str, int]
     flops: float
     rough: bool
@@ -30,7 +31,7 @@ class StagePlan:
         return {
             "name": self.name,
             "peak_bytes": self.peak_bytes,
-            "seconds": round(self.seconds, 3),
+            "seconds": _rounded(self.seconds),
             "by_cause": self.by_cause,
             "flops": self.flops,
             "rough": self.rough,
@@ -50,8 +51,9 @@ class Plan:
         return max((stage.peak_bytes for stage in self.stages), default=0)
 
     @property
-    def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
+    def seconds(self) -> float | None:
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if len(known) == len(self.stages) else None
 
     @property
     def flops(self) -> float:
@@ -67,7 +69,7 @@ class Plan:
             "trained": self.trained,
             "flops": self.flops,
             "peak_bytes": self.peak_bytes,
-            "seconds": round(self.seconds, 3),
+            "seconds": _rounded(self.seconds),
             "stages": [stage.json() for stage in self.stages],
         }
 
@@ -98,7 +100,7 @@ class Memo:
         return self._taken[key]
 
 
-DATA = ("seed", "base", "rope", "text", "tokenizer", "model", "dtype")
+DATA = ("seed", "base", "rope", "text", "tokenizer", "model", "dtype", "kernels")
 
 
 def _dump(life: Life, names: Sequence[str]) -> str:
@@ -116,11 +118,11 @@ def plan(life: Life, machine: Machine | None = None, memo: Memo | None = None) -
     Errors: InputError as the run itself would have it: data that cannot be read, parts that cannot go together.
     """
     machine, memo = machine or Machine.known(), memo or Memo()
-    planner = Planner(memo.material(life), machine, autocast_dtype(life.dtype, device("cpu")))
+    planner = Planner(memo.material(life), machine, autocast_dtype(life.dtype, device("cpu")), life.kernels == "auto")
     found = [memo.taken(planner, name) for name in planner.names()]
     stages, shapes = list[StagePlan](), 0
     for taken in found:
-        shapes = min(machine.primitives, shapes + taken.shapes)
+        shapes += taken.shapes
         stages.append(_planned(taken, machine, shapes))
     parameters = max([taken.parameters for taken in found] or [0]) or planner.numbers
     return Plan(parameters, max([taken.trained for taken in found] or [0]), tuple(stages))
@@ -130,7 +132,12 @@ def _planned(taken: Taken, machine: Machine, shapes: int) -> StagePlan:
     """With what the process has anyway, and with the kernels that its stages so far left behind."""
     fullest = max(taken.moments, key=lambda moment: moment.bytes)
     computed = taken.name not in ("text", "tokenizer")
-    kernels = round(shapes * machine.primitive_bytes)
+    kernels = machine.kernels(shapes)
     causes = {"interpreter": machine.bare_bytes if computed else machine.import_bytes, "kernels": kernels}
     by_cause = {name: size for name, size in (causes | fullest.by_cause).items() if size}
-    return StagePlan(taken.name, sum(by_cause.values()), taken.seconds, by_cause, taken.flops, taken.rough)
+    seconds = taken.seconds if machine.timed else None
+    return StagePlan(taken.name, sum(by_cause.values()), seconds, by_cause, taken.flops, taken.rough)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -1,14 +1,21 @@
-"""What each stage of a life will take: the fullest moment of its process and its seconds."""
+"""What each stage of a life will take: the fullest moment of its process and its seconds.
+
+A model of more than `WHOLE` equal blocks is watched with two blocks and with three, and what it takes with all of them
+is extrapolated: bytes by cause in the first block, in the last one and around them, arithmetic, seconds. All of that is
+linear in the number of blocks. A model whose blocks differ, or one that trains some of them, is watched whole.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from llmlab.adapters.base import BaseWeights
+from llmlab.adapters.count import base_bytes
 from llmlab.adapters.part import add_adapter
 from llmlab.adapters.roles import Actor, RoleModel
 from llmlab.alignment.outcome import TOGETHER
@@ -16,6 +23,7 @@ from llmlab.alignment.ppo_objective import PPOBatch, PPOObjective
 from llmlab.alignment.preference import DPOObjective, ReferredPairs, reference_logprobs
 from llmlab.alignment.reward import TABLE, PreferenceObjective
 from llmlab.alignment.rollout import Answers, Rollout, score
+from llmlab.checkpoints.bundle import Stored
 from llmlab.data.batch import Batch
 from llmlab.data.chats import ChatBatches
 from llmlab.data.pairs import PairBatches
@@ -29,11 +37,15 @@ from llmlab.objectives.language import NextToken, token_logprobs
 from llmlab.planner.census import Watch, watched
 from llmlab.planner.machine import Machine
 from llmlab.planner.material import Material, sampled
-from llmlab.planner.observe import Moment, Pass, Stepped, made, moment_of, pass_of, step_of
+from llmlab.planner.observe import Moment, Pass, Step, Stepped, made, moment_of, pass_of, step_of
 from llmlab.training.loop import Training
 
 STAGES = ("rope", "pretrain", "sft", "reward", "dpo", "ppo", "quantize", "evaluate")
+WHOLE = 5  # blocks; more are extrapolated
 SEEN = 48  # micro-batches of the sample that are looked at for the widest
+
+
+X = TypeVar("X", Step, Pass)
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,8 @@ class Planner:
     material: Material
     machine: Machine
     dtype: torch.dtype | None
+    fuse: bool = True  # whether training may take fused kernels
+    depth: int | None = None  # blocks of the model that is watched; None: all
 
     def names(self) -> list[str]:
         """The stages that this life has, in order."""
@@ -72,14 +86,17 @@ class Planner:
 
     def text(self) -> Taken:
         size = self.material.corpus.text_bytes
-        return Taken("text", [Moment({"text": min(size, 64 << 20)})], size / self.machine.text_rate, rough=True)
+        held = self.machine.text_bytes + min(size, 64 << 20)
+        return Taken("text", [Moment({"text": held})], size / self.machine.text_rate, rough=True)
 
     def tokenizer(self) -> Taken:
         size, machine = self.material.corpus.text_bytes, self.machine
         trains = self.material.base is None
         seconds = size / machine.encode_rate + (size / machine.train_rate if trains else 0.0)
         # Words and their counts where it is trained; ids of a shard as Python has them where text is encoded.
-        return Taken("tokenizer", [Moment({"text": 24 * min(size, 64 << 20)})], seconds, rough=True)
+        return Taken(
+            "tokenizer", [Moment({"text": machine.text_bytes + 24 * min(size, 64 << 20)})], seconds, rough=True
+        )
 
     def rope(self) -> Taken:
         weights = 4 * self.numbers
@@ -102,7 +119,7 @@ class Planner:
             section.training, m.vocabulary,
         )  # fmt: skip
         standard = objective.standard.predictor()
-        probe = pass_of(stage, self.machine, lambda model, _: standard(model, first))
+        probe = self._pass(stage, lambda model, _: standard(model, first))
         asked = m.corpus.held_tokens / max(1, first.ids_BT.numel()) * (1.5 if objective.kind == "causal" else 1.0)
         return self._trained("pretrain", stage, [probe], math.ceil(asked) * probe.seconds, widths=1)
 
@@ -122,7 +139,7 @@ class Planner:
             return Actor(model, "sft"), NextToken()
 
         stage = self._stepped(build, seen, section.batch_size / micro, section.training)
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
         watched = min(section.watched, section.held_out * sample.total)
         exercises = [source for source in section.data if hasattr(source, "n")]
         asks, answers = 0.0, []
@@ -141,7 +158,7 @@ class Planner:
 
         micro = min(section.micro_batch, section.batch_size)
         stage = self._stepped(build, seen, section.batch_size / micro, section.training)
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
         held = section.held_out * total / micro * probe.seconds
         watched = min(section.watched, section.held_out * total) / micro * probe.seconds
         return self._trained("reward", stage, [probe], watched, held, _widths(seen))
@@ -160,9 +177,9 @@ class Planner:
         micro = min(section.micro_batch, section.batch_size)
         stage = self._stepped(build, referred, section.batch_size / micro, section.training)
         typical, widest = stage.typical.batch, stage.widest.batch
-        probe = pass_of(stage, self.machine, lambda model, objective: objective(model, stage.typical))
-        reference = pass_of(stage, self.machine, lambda model, _: reference_logprobs(model, [widest]), self.dtype)
-        once = pass_of(stage, self.machine, lambda model, _: reference_logprobs(model, [typical]), self.dtype)
+        probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
+        reference = self._pass(stage, lambda model, _: reference_logprobs(model, [widest]), self.dtype)
+        once = self._pass(stage, lambda model, _: reference_logprobs(model, [typical]), self.dtype)
         held = section.held_out * total
         before = (total - held) / micro * once.seconds + (min(section.watched, held) + held) / micro * probe.seconds
         watched = min(section.watched, held) / micro * probe.seconds
@@ -190,19 +207,19 @@ class Planner:
 
         batch = PPOBatch(_rollout(taken[:micro], new))
         stage = Stepped(build, batch, batch, rows / micro, section.training, m.vocabulary)
-        scored = {
-            count: pass_of(stage, self.machine, lambda model, _, n=count: score(  # type: ignore[misc]
-                model, _answers(_cycled(taken, n), new), n, _plain), self.dtype)
-            for count in {min(r.micro_batch, r.answers), min(TOGETHER, section.measured)}
-        }  # fmt: skip
+        most, few = min(TOGETHER, section.measured), min(r.micro_batch, r.answers)
+        rows_scored = max(most, few)
+        scored = self._pass(
+            stage, lambda model, _: score(model, _answers(_cycled(taken, rows_scored), new), rows_scored, _plain),
+            self.dtype,
+        )  # fmt: skip
         rolling = self._answering(build, r.answers, new, taken, together=r.answers, role=section.roles.policy.adapter)
         measured = min(section.measured, section.held_out * sample.total)
         looking = rolling.times(measured / r.answers)
-        many, few = scored[min(TOGETHER, section.measured)], scored[min(r.micro_batch, r.answers)]
-        each = rolling.seconds + r.answers / min(r.micro_batch, r.answers) * few.seconds
+        each = rolling.seconds + r.answers / rows_scored * scored.seconds
         rollouts = -(-section.training.steps // (r.epochs * r.minibatches))
-        after = 2 * (looking.seconds + measured / min(TOGETHER, section.measured) * many.seconds)
-        passes = [*scored.values(), rolling, looking]
+        after = 2 * (looking.seconds + measured / rows_scored * scored.seconds)
+        passes = [scored, rolling, looking]
         return self._trained("ppo", stage, passes, 0.0, after + rollouts * each, widths=min(24, rollouts + 2))
 
     # ------------------------------------------------------------ measured
@@ -254,7 +271,27 @@ class Planner:
             )
 
     def _model(self) -> Transformer:
-        return Transformer(self.material.architecture, self.material.vocabulary)
+        a = self.material.architecture
+        if self.depth is not None:
+            a = a.model_copy(update={"layers": self.depth})
+        return Transformer(a, self.material.vocabulary)
+
+    def _deep(self, watch: Callable[[], X], adapter: Any = None) -> X:
+        """What is watched, of the model with all its blocks."""
+        a = self.material.architecture
+        alike = not (a.local or a.shared or a.encoder_layers or getattr(adapter, "kind", "") == "freeze")
+        if a.layers <= WHOLE or not alike:
+            return watch()
+        found = list[X]()
+        for self.depth in (2, 3):
+            found.append(watch())
+        self.depth = None
+        return found[0].deeper(found[1], a.layers)
+
+    def _pass(
+        self, stage: Stepped, run: Callable[[Any, Any], object], dtype: torch.dtype | None = None, adapter: Any = None
+    ) -> Pass:
+        return self._deep(lambda: pass_of(stage, self.machine, run, dtype), adapter)
 
     def _bare(self) -> Any:
         return self._model(), NextToken()
@@ -280,7 +317,8 @@ class Planner:
     ) -> Taken:
         """A stage that is `train` and what stands around it. `probe` is the seconds of one evaluation, `beside` of what
         is done once, `widths` how many different batches come."""
-        step, training = step_of(stage, self.machine, self.dtype), stage.training
+        adapter, training = getattr(getattr(self.material.life, name), "adapter", None), stage.training
+        step = self._deep(lambda: step_of(stage, self.machine, self.dtype, self.fuse), adapter)
         looks = 1 + -(-training.steps // training.evaluate_every) if passes else 0
         saves = -(-training.steps // training.checkpoint_every)
         seconds = (
@@ -294,10 +332,24 @@ class Planner:
         held = step.stays.by_cause.get("optimizer", 0)
         moments = [step.moment, saved, *(one.moment.with_more(optimizer=held) for one in passes)]
         shapes = len(step.moment.shapes) * min(widths, training.steps)
-        return Taken(
-            name, [self._opened(moment) for moment in moments], seconds, training.steps * step.flops, shapes,
-            step.parameters, step.trained,
-        )  # fmt: skip
+        less = self._held_smaller(name)
+        held_so = [self._opened(moment).with_more(weights=-less) for moment in moments]
+        flops = training.steps * step.flops
+        return Taken(name, held_so, seconds, flops, shapes, step.parameters, step.trained)
+
+    def _held_smaller(self, name: str) -> int:
+        """Bytes that a frozen base takes less than in float32; of one held as stored, all is in the mapped file."""
+        held: BaseWeights = getattr(getattr(self.material.life, name), "base_weights", "fp32")
+        if held == "fp32":
+            return 0
+        m = self.material
+        whole = base_bytes(m.architecture, m.vocabulary)
+        if held != "stored" or m.base is None or not isinstance(m.base.made, Stored):
+            return whole - base_bytes(m.architecture, m.vocabulary, "int8" if held == "stored" else held)
+        return min(whole, whole - base_bytes(m.architecture, m.vocabulary, held, m.base.made) + self._mapped())
+
+    def _mapped(self) -> int:
+        return self._opened(Moment({})).by_cause.get("files", 0)
 
     def _opened(self, moment: Moment) -> Moment:
         """With the mapped file that a base's weights were read from."""
@@ -319,7 +371,7 @@ class Planner:
         ids = torch.zeros(rows, length, dtype=torch.int64)
         batch = Batch(ids, ids, Places.causal(rows, length))
         stage = Stepped(self._bare, None, None, 1, Training(steps=1), vocabulary)
-        one = pass_of(stage, self.machine, lambda model, _: token_logprobs(model, batch).double())
+        one = self._pass(stage, lambda model, _: token_logprobs(model, batch).double())
         times = tokens / (rows * length)
         return Pass(one.moment, one.seconds * times, one.flops * times)
 
@@ -350,17 +402,21 @@ class Planner:
                 hidden = base.hidden(ids[:, :1], Places.causal(rows, 1, start=at), cache, role)
                 torch.log_softmax(base.logits(hidden[:, -1]).float(), -1)
 
-        with watched() as watch:
-            model, _ = made(stage, watch)
-            model.eval()
-            with torch.no_grad():
-                run(model, watch)
-        census, groups = watch.census, count / rows
-        reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
-        token = self.machine.seconds(telling) / 2
-        seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
-        flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2
-        return Pass(moment_of(census), seconds + count * new * self.machine.token_seconds, groups * flops)
+        def watch_it() -> Pass:
+            with watched() as watch:
+                model, _ = made(stage, watch)
+                model.eval()
+                with torch.no_grad():
+                    run(model, watch)
+            census, groups = watch.census, count / rows
+            reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
+            token = self.machine.seconds(telling) / 2
+            seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
+            flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2
+            return Pass(moment_of(census), seconds, groups * flops)
+
+        whole = self._deep(watch_it)
+        return Pass(whole.moment, whole.seconds + count * new * self.machine.token_seconds, whole.flops)
 
     def _loading(self) -> float:
         """Seconds to read the weights into memory: they are moved twice."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from llmlab.model import kernels
 
@@ -33,7 +33,7 @@ def work_of(function: Any, args: Any, out: Any) -> Work:
     """The work of one call."""
     packet = function.overloadpacket
     name = packet.__name__
-    moved = sum(_bytes(leaf) for leaf in (*tree_leaves(args), *tree_leaves(out)) if isinstance(leaf, Tensor))
+    moved = sum(map(_bytes, (*tensors_of(args), *tensors_of((out,)))))
     if packet in PRODUCTS:
         left, right = (args[at] for at in PRODUCTS[packet])
         rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
@@ -54,8 +54,19 @@ def work_of(function: Any, args: Any, out: Any) -> Work:
         flops = (5.0 if back else 2.0) * rows * heads * length**2 * width  # half of it is never looked at
         return Work(f"{name}:fused", moved, flops, (rows * heads, length, width, length))
     if packet is aten.embedding or packet is aten.embedding_dense_backward:
-        moved = 2 * sum(_bytes(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        moved = 2 * _bytes(out)
     return Work(name.removesuffix("_") if not name.startswith("_fused") else name, moved)
+
+
+def tensors_of(values: Iterable[Any]) -> list[Tensor]:
+    """Tensors among the arguments or answers of an operation, and in their lists."""
+    found = list[Tensor]()
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [one for one in value if isinstance(one, Tensor)]
+    return found
 
 
 def scratch(function: Any, args: Any, out: Any) -> int:

@@ -28,6 +28,7 @@ from llmlab.runtime import (
     atomic_text,
     disk_full,
     interruptible,
+    keep_few_kernels,
     keep_freed_memory,
     lock,
     make_deterministic,
@@ -104,6 +105,8 @@ def at_work(out: Path, seed: int, quiet: bool, what: str = "race") -> Iterator[t
     own(out, what)
     make_deterministic()
     keep_freed_memory()
+    keep_few_kernels()
+    keep_few_kernels()
 
     def say(line: str) -> None:
         if not quiet:
