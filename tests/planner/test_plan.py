@@ -62,14 +62,14 @@ def test_more_takes_more(recipe: Run, machine: Machine, planned: Plan) -> None:
     change = changes(recipe)
     wider = plan(change(["pretrain.batch_size=64", "pretrain.micro_batch=64"]), machine)
     longer = plan(change(["pretrain.training.steps=120"]), machine)
-    split = plan(change(["pretrain.micro_batch=4"]), machine)
+    split = plan(change(["pretrain.batch_size=64", "pretrain.micro_batch=4"]), machine)
     before, *others = (found.stages[2] for found in (planned, wider, longer, split))
     seconds, *of_others = (stage.seconds or 0.0 for stage in (before, *others))
     assert others[0].peak_bytes > before.peak_bytes
     assert of_others[0] > 2 * seconds > 0
     assert others[1].peak_bytes == before.peak_bytes
     assert of_others[1] > 1.5 * seconds
-    assert others[2].by_cause["activations"] < 0.5 * before.by_cause["activations"]
+    assert others[2].peak_bytes < others[0].peak_bytes  # the same rows, some at a time
 
 
 def test_an_earlier_run_changes_nothing(recipe: Run, machine: Machine, planned: Plan, tmp_path: Path,
