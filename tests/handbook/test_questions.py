@@ -80,7 +80,7 @@ VERDICTS = {
     13: Verdict.NOT_REPRODUCED,
     14: Verdict.NOT_REPRODUCED,
     16: Verdict.CORRECTED,
-    17: Verdict.REFUTED,
+    17: Verdict.NOT_REPRODUCED,
     30: Verdict.REFUTED,
     31: Verdict.CORRECTED,
     32: Verdict.REFUTED,
@@ -133,6 +133,11 @@ UNEXPECTED = {
     ): "PyTorch's bf16 product of one row is so slow that even LLM.int8() decodes in less time; not so "
     "fp16's, which is what the question asks for",
     (14, "width"): "the same slow product: bf16 reads faster than fp32, and decodes one text no faster",
+    (17, "who teaches"): "the teacher had as few steps as its student, and in one seed of five is the worse of the two",
+    (
+        17,
+        "free of charge",
+    ): "after 60 steps what the last bits of a loss in chunks began has grown to 0.0012 nats a byte; without them 0",
     (35, "mended"): "YaRN against plain rotations at 4 times the trained length: the interval holds 0",
     (36, "rope, trained"): "YaRN without fine-tuning: the interval holds 0",
     (
