@@ -31,6 +31,9 @@ from llmlab.training.pretrain import Pretrain
 settings.register_profile("llmlab", deadline=None)
 settings.load_profile("llmlab")
 
+# Planning takes seconds and a process; the tests of the planner ask for it.
+os.environ.setdefault("LLMLAB_PLAN", "0")
+
 SHARED = Path(os.environ.get("LLMLAB_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 

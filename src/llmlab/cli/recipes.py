@@ -17,7 +17,12 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
     planned: Annotated[
-        bool, typer.Option("--plan/--no-plan", help="Plan first, and refuse what this machine's memory cannot hold.")
+        bool,
+        typer.Option(
+            "--plan/--no-plan",
+            envvar="LLMLAB_PLAN",
+            help="Plan first, and refuse what this machine's memory cannot hold.",
+        ),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
