@@ -53,7 +53,18 @@ def test_equal_blocks_are_extrapolated_to_what_all_of_them_take(
 def test_memory_of_a_small_life_is_as_planned(tmp_path: Path) -> None:
     """Within 10 % of what the process holds at most; on a machine that was never measured."""
     short = ["pretrain.training.steps=4", "pretrain.training.evaluate_every=4", "model.dim=128", "model.context=256"]
-    command = [sys.executable, "-m", "llmlab", "run", "smoke", *PRETRAINED, *short, "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "llmlab",
+        "run",
+        "smoke",
+        "--plan",
+        *PRETRAINED,
+        *short,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {"LLMLAB_HOME": str(tmp_path / "cache")}
     subprocess.run([*command, "--quiet"], check=True, capture_output=True, env=environment)
     planned = json.loads((tmp_path / "run" / "plan.json").read_text())
