@@ -33,8 +33,8 @@ from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, stepping
 from llmlab.training.schedules import Constant
 
-THREADS, ROWS, LENGTH, LR, CURVE = 2, 4, 256, 1e-5, 20
-STEPS = 3  # that a rate is the mean of
+THREADS, ROWS, LENGTH, LR, CURVE = 2, 4, 256, 1e-5, 10
+STEPS = 2  # that a rate is the mean of
 
 
 def rows(count: int) -> list[torch.Tensor]:
