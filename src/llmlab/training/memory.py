@@ -60,8 +60,8 @@ class StepBytes:
 
 
 def foretell(model: Transformer, settings: Training, load: Load, role: Role = None) -> StepBytes:
-    """The bytes of a step of next-token training. `model` has the parameters that are trained marked; its tensors may
-    hold nothing (`on_paper`)."""
+    """The bytes of a step of next-token training, weights held as they are (`settings.weights` fp32). `model` has the
+    parameters that are trained marked; its tensors may hold nothing (`on_paper`)."""
     shapes = {name: tuple(p.shape) for name, p in trained(model).items()}
     size = {name: p.element_size() for name, p in trained(model).items()}
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -31,11 +31,6 @@ class _Weights(Section, ABC):
     def held(self, optimizer: Optimizer, seed: int) -> Optimizer:
         """The optimizer over weights that are held so. Their parameters change their type here."""
 
-    @property
-    def extra(self) -> int:
-        """Bytes kept for a weight of bfloat16 beside it."""
-        return 0
-
 
 class Fp32(_Weights):
     """float32: products in bfloat16 cast them each time."""
@@ -56,10 +51,6 @@ class Bf16(_Weights):
 
     def held(self, optimizer: Optimizer, seed: int) -> Optimizer:
         return Narrow(optimizer, self.rounding, seed)
-
-    @property
-    def extra(self) -> int:
-        return 2 if self.rounding == "split" else 0
 
 
 Weights = Annotated[Fp32 | Bf16, *KINDS]
