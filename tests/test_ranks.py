@@ -48,11 +48,15 @@ class Ended(NamedTuple):
     errors: list[str]  # lines of all ranks
 
 
-def live(out: Path, ranks: int, *more: str, cut: Sequence[str] = (), quick: Sequence[str] = QUICK) -> Ended:
-    """`llmlab run smoke` on so many processes, as torchrun would start them."""
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return str(probe.getsockname()[1])
+
+
+def live(out: Path, ranks: int, *more: str, cut: Sequence[str] = (), quick: Sequence[str] = QUICK) -> Ended:
+    """`llmlab run smoke` on so many processes, as torchrun would start them."""
+    port = free_port()
     start = [str(CUT), *cut] if cut else ["-m", "llmlab"]
     command = [sys.executable, *start, "run", "smoke", *quick, *more, "--out", str(out), "--json", "--quiet"]
     common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -164,8 +168,21 @@ def test_stopped_and_then_started_again_by_torchrun(lives: dict[int, Path], tmp_
     assert len(ended.errors) == 1
     assert "stopped after step 2 of 8" in ended.errors[0]
     assert "Go on with: torchrun --nproc-per-node 2 -m llmlab run" in ended.errors[0]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", str(CUT)]
-    command += ["kill", "2", "run", "smoke", *QUICK, "--out", str(out), "--resume", "--json", "--quiet"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += [
+        f"--master-port={free_port()}",
+        str(CUT),
+        "kill",
+        "2",
+        "run",
+        "smoke",
+        *QUICK,
+        "--out",
+        str(out),
+        "--resume",
+        "--json",
+        "--quiet",
+    ]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr.decode()
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ A = TypeVar("A")
 # A rank may wait for as long as the first prepares text or evaluates. One that died is noticed at once all the same:
 # its connections close, and torchrun ends the others.
 PATIENCE = timedelta(days=7)
+MEETING = timedelta(minutes=30)  # for all ranks to come
 FAREWELL = 3.0  # seconds that the first rank waits for others to find their errors too
 
 
@@ -65,7 +67,9 @@ class World:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, *_ = next(dist.rendezvous("env://", self.rank, self.size, timeout=MEETING))
+        apart = dist.PrefixStore(met(store, self.rank, self.size), store)
+        dist.init_process_group(backend, timeout=PATIENCE, store=apart, rank=self.rank, world_size=self.size)
         yield  # whoever leaves by an error leaves at once: the others may not be where a farewell would find them
         dist.barrier()
         dist.destroy_process_group()
@@ -127,6 +131,33 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank."""
         return flag if self.alone else any(self.all(lambda: flag))
+
+
+def met(store: Any, rank: int, size: int) -> str:
+    """A name that the first rank gave to these processes and to none before them.
+
+    torchrun keeps its store when it starts all ranks anew (PyTorch 2.13 puts no attempt before the keys), so the
+    addresses of the dead are still in it, and who reads first calls them. Here each rank asks under a name of its own,
+    which only a first rank that lives can answer.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", own)
+        store.wait([f"job/{own}"], MEETING)
+        job: str = store.get(f"job/{own}").decode()
+        store.set(f"{job}/{rank}", "")
+        return job
+    absent, until = set(range(1, size)), time.monotonic() + MEETING.total_seconds()
+    while absent:
+        for other in sorted(absent):
+            if store.check([f"{own}/{other}"]):
+                absent.remove(other)
+            elif store.check([f"here/{other}"]):
+                store.set(f"job/{store.get(f'here/{other}').decode()}", own)
+        if time.monotonic() > until:
+            raise LlmlabError(f"ranks {sorted(absent)} of {size} have not come in {MEETING}")
+        time.sleep(0.02)
+    return own
 
 
 def _tried(action: Callable[[], A]) -> tuple[A | None, Exception | None]:

@@ -210,7 +210,7 @@ def as_expected(question: Question) -> Figures:
 
 @each
 def test_the_verdict_is_the_specified_one(question: Question) -> None:
-    assert question.verdict(measured(question.number)) is VERDICTS[question.number]
+    assert question.verdict(record(question)["figures"]) is VERDICTS[question.number]
 
 
 @each
@@ -287,7 +287,7 @@ def test_relations(relation: Any) -> None:
 
 @each
 def test_figures_are_finite_and_evidence_is_made_of_them(question: Question) -> None:
-    figures = measured(question.number)
+    figures = record(question)["figures"]
     assert all(math.isfinite(value) for value in figures.values())
     doubled = question.evidence({name: 2 * value + 1 for name, value in figures.items()})
     for spoken, other in zip(question.evidence(figures), doubled, strict=True):
@@ -548,8 +548,8 @@ def spoken(question: Question) -> Iterator[Text]:
     for claim in question.claims:
         yield claim.said
         yield from (check.asks for check in claim.checks)
-    yield question.evidence(measured(question.number))
-    for table in question.tables(measured(question.number)):
+    yield question.evidence(record(question)["figures"])
+    for table in question.tables(record(question)["figures"]):
         yield table.title
         cells = (cell for line in (table.heads, *table.rows) for cell in line)
         yield from (cell for cell in cells if isinstance(cell, Text))

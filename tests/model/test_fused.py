@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from llmlab.adapters.lora import LoRA
 from llmlab.adapters.part import add_adapter
 from llmlab.adapters.prefix import Prefix
-from llmlab.data.batch import IGNORE, Batch
+from llmlab.data.batch import IGNORE, Batch, collate, pack
+from llmlab.data.corruption import FOLLOWING, Rows
 from llmlab.model import kernels
 from llmlab.model.block import Block
-from llmlab.model.fused import FusedBlock, fused
+from llmlab.model.fused import FusedBlock, before, fused
 from llmlab.model.places import Places
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.objectives.language import NextToken
@@ -133,6 +135,27 @@ def test_what_it_does_not_compute_is_said_and_left_alone(name: str) -> None:
 def test_places_that_it_does_not_know_take_the_plain_path(position: str) -> None:
     net, what = model(position=position), batch()
     assert learnt(net, what, fuse=True)[0] == learnt(net, what)[0]
+
+
+@only_fused
+@pytest.mark.parametrize("way", ["packed", "right", "left", "an epoch's last row"])
+def test_padding_is_no_reason_for_the_plain_path(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = [([1 + n] * n, [True] * n) for n in (37, 20, 9)]
+    if way == "packed":
+        what = pack(sequences, 0)
+    elif way == "an epoch's last row":
+        document = np.array([[0] * 15 + [1] * 10 + [-1] * 15])
+        inside = np.array([[*range(15), *range(10), *[0] * 15]])
+        ids = np.ones_like(document)
+        what = FOLLOWING.learn(Rows(ids, ids, inside, document, document >= 0), np.empty((0, 1, 40)))
+    else:
+        what = collate(sequences, 0, side=way)
+    assert not what.at.real.all()
+    seen = []
+    monkeypatch.setattr("llmlab.model.fused.before", lambda sight: seen.append(before(sight)) or seen[-1])
+    learnt(model(), what, fuse=True)
+    assert seen
+    assert all(found is not None for found in seen)
 
 
 @only_fused

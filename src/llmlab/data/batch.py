@@ -170,8 +170,7 @@ def pack(sequences: Sequence[tuple[Ids, Learn]], pad_id: int | None, where: str 
         ids_BT[row, start:end], document_BT[row, start:end] = ids, number
         position_BT[row, start:end] = np.arange(len(ids))
         targets_BT[row, start : end - 1] = np.where(learn[1:], ids[1:], IGNORE)
-    position = torch.from_numpy(position_BT)
-    at = Places(position, position, torch.from_numpy(document_BT))
+    at = Places.in_order(torch.from_numpy(position_BT), torch.from_numpy(document_BT))
     return Batch(torch.from_numpy(ids_BT), torch.from_numpy(targets_BT), at, where)
 
 

@@ -81,8 +81,8 @@ def batch_of(
 
 
 def _following(rows: Rows, noise: Noise) -> Batch:
-    position_BT = rows.position_BT
-    return batch_of(rows.before_BT, rows.tokens_BT, rows.learnt_BT, position_BT, position_BT, rows.document_BT)
+    order_BT = np.where(rows.document_BT < 0, np.arange(rows.tokens_BT.shape[1]), rows.position_BT)
+    return batch_of(rows.before_BT, rows.tokens_BT, rows.learnt_BT, rows.position_BT, order_BT, rows.document_BT)
 
 
 FOLLOWING = Corruption(_following)  # nothing is corrupted: each token is predicted from those before it

@@ -52,8 +52,14 @@ class Places:
         line = torch.arange(width, device=device)[None]
         position = line if side == "right" else line - (width - size)
         real = (position >= 0) & (position < size)
-        position = torch.where(real, position, 0)
-        return Places(position, torch.where(real, position, 0), torch.where(real, 0, -1))
+        return Places.in_order(torch.where(real, position, 0), torch.where(real, 0, -1))
+
+    @staticmethod
+    def in_order(position: Tensor, document: Tensor) -> Places:
+        """Each token sees itself and what came before in its document. Padding is a text like any other, in the order of
+        its columns: no row has a token that sees what comes after it, so attention that counts on that takes all."""
+        columns = torch.arange(position.shape[1], device=position.device)
+        return Places(position, torch.where(document < 0, columns, position), document)
 
     def bidirectional(self) -> Places:
         """The same places where every token of a document sees every other."""
