@@ -27,7 +27,8 @@ from llmlab.data.batch import Batch
 from llmlab.data.state import State
 from llmlab.model.places import Places
 from llmlab.objectives.language import NextToken
-from llmlab.runtime import PeakMemory, keep_freed_memory, make_deterministic
+from llmlab.region import keep_freed_memory
+from llmlab.runtime import PeakMemory, make_deterministic
 from llmlab.stages import Session
 from llmlab.training.adamw import AdamW
 from llmlab.training.loop import Training, stepping

@@ -22,11 +22,11 @@ NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf
 SWITCH = "LLMLAB_NATIVE"
 
 
-def missing() -> str | None:
+def missing(needed: frozenset[str] = NEEDED) -> str | None:
     """What this machine lacks for compiled code, in a few words; None where it has all."""
     if os.environ.get(SWITCH) == "0":
         return f"switched off by {SWITCH}=0"
-    if lacking := sorted(NEEDED - instruction_sets()):
+    if lacking := sorted(needed - instruction_sets()):
         return f"this CPU has no {', '.join(lacking)}"
     return None if compiler() else "this machine has no C++ compiler"
 
@@ -37,14 +37,15 @@ def compiler() -> str | None:
 
 
 class Compiled:
-    """The library made of one source file; `name` is what it is called in reasons."""
+    """The library made of one source file; `name` is what it is called in reasons, `needed` are the instructions that
+    it cannot do without."""
 
-    def __init__(self, source: Path, name: str, *flags: str) -> None:
-        self.source, self.name, self.flags = source, name, (*FLAGS, *flags)
+    def __init__(self, source: Path, name: str, *flags: str, needed: frozenset[str] = NEEDED) -> None:
+        self.source, self.name, self.flags, self.needed = source, name, (*FLAGS, *flags), needed
 
     def available(self) -> str | None:
         """None where it can be used, else the reason in a few words."""
-        return missing() or self.unusable
+        return missing(self.needed) or self.unusable
 
     @cached_property
     def unusable(self) -> str | None:

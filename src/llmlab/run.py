@@ -39,6 +39,7 @@ from llmlab.meters.writers import Tracker, require
 from llmlab.model.rescaling import Rescaling
 from llmlab.model.transformer import Architecture
 from llmlab.recipe import Section, override, parse, read_yaml
+from llmlab.region import keep_freed_memory
 from llmlab.runtime import (
     atomic_text,
     autocast_dtype,
@@ -46,7 +47,6 @@ from llmlab.runtime import (
     disk_full,
     interruptible,
     keep_few_kernels,
-    keep_freed_memory,
     lock,
     make_deterministic,
 )

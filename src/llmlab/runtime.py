@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import gc
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import tempfile
@@ -22,7 +21,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llmlab.errors import InputError, unknown
@@ -189,7 +189,21 @@ def atomic_json(path: Path, value: Any) -> None:
 
 def atomic_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Equal tensors give equal bytes: sorted names, no metadata."""
-    atomic_bytes(path, safetensors_bytes({name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}))
+    with atomic_file(path) as work:
+        write_safetensors(work, tensors)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """From where the tensors lie, without a copy. At most one metadata key: the library writes several in an order that
+    changes from run to run."""
+    assert len(metadata or {}) <= 1
+    try:
+        save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata)
+    except SafetensorError as error:  # of an operating system's error the library keeps only the text
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    path.chmod(0o644)  # the library makes files that only their owner may read
 
 
 @contextlib.contextmanager
@@ -283,18 +297,6 @@ def interruptible() -> Iterator[StopFlag]:
 # ---------------------------------------------------------------- memory
 
 
-MAPPED = 1 << 30  # bytes of a block that is mapped by itself all the same
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, where it is glibc. By default each large tensor is mapped anew and handed
-    back, and its pages are cleared on first touch, every step again: a tenth of a training step's time."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(-3, MAPPED)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, as good as never
-
-
 KERNELS_KEPT = 64  # shapes of bfloat16 products; a training step has about 20
 
 
@@ -312,14 +314,6 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
-
-
-def give_back() -> None:
-    """Memory that nobody holds goes back to the system, where the C library can: what comes next finds the process as
-    small as it can be, whatever went before."""
-    gc.collect()
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
 
 
 class PeakMemory:

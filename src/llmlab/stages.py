@@ -23,7 +23,8 @@ import torch
 from llmlab.errors import InputError, Stopped
 from llmlab.meters.meter import Meter, Unheard
 from llmlab.recipe import Section
-from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, give_back, remove_leftovers, versions
+from llmlab.region import give_back
+from llmlab.runtime import PeakMemory, StopFlag, atomic_json, file_hash, remove_leftovers, versions
 from llmlab.world import World
 
 Figures = dict[str, Any]

@@ -16,13 +16,13 @@ from llmlab.adapters.lora import LoRA
 from llmlab.adapters.merging import merge, settle
 from llmlab.adapters.part import adapter_parameters, add_adapter
 from llmlab.adapters.peft_format import CONFIG, WEIGHTS, load_head, load_peft, read_config, save_adapter
-from llmlab.checkpoints.native import read_safetensors, write_safetensors
+from llmlab.checkpoints.native import read_safetensors
 from llmlab.errors import InputError
 from llmlab.families.mapping import family_of, to_hf
 from llmlab.model.heads import ScalarHead
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import Section, parse
-from llmlab.runtime import generator
+from llmlab.runtime import generator, write_safetensors
 
 VOCABULARY = 40
 # peft and transformers warn about each other.

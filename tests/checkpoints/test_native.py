@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmlab.checkpoints.bundle import Bundle
-from llmlab.checkpoints.native import load_model, plain_state, save_model, write_safetensors
+from llmlab.checkpoints.native import load_model, plain_state, save_model
 from llmlab.errors import InputError
 from llmlab.model.transformer import Architecture
+from llmlab.runtime import write_safetensors
 
 
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path, make: Callable[..., Bundle], family_kind: str) -> None:
@@ -75,7 +76,7 @@ def test_a_failed_save_leaves_the_older_folder(
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmlab.checkpoints.native.save_file", no_space)
+    monkeypatch.setattr("llmlab.runtime.save_file", no_space)
     with pytest.raises(OSError, match="No space"):
         save_model(tmp_path / "m", make(seed=1).model, None)
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

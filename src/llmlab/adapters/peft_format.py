@@ -29,12 +29,12 @@ from llmlab.adapters.part import (
 )
 from llmlab.adapters.peft_config import BASE_WEIGHTS, CONFIG, OURS, AdapterConfig, low_rank, own, read_config
 from llmlab.adapters.virtual_format import VECTORS, described, in_peft, tensors_of, vectors_of
-from llmlab.checkpoints.native import read_safetensors, write_safetensors
+from llmlab.checkpoints.native import read_safetensors
 from llmlab.errors import InputError
 from llmlab.families.mapping import Entry, family_of, pair_halves, pair_neighbours
 from llmlab.model.heads import ScalarHead
 from llmlab.model.transformer import Architecture, Transformer
-from llmlab.runtime import atomic_folder, atomic_json
+from llmlab.runtime import atomic_folder, atomic_json, write_safetensors
 
 __all__ = ["CONFIG", "HEAD", "WEIGHTS", "AdapterConfig", "load_head", "load_peft", "read_config", "save_adapter"]
 WEIGHTS, HEAD = "adapter_model.safetensors", "head.safetensors"

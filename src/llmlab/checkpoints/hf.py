@@ -21,13 +21,12 @@ from llmlab.checkpoints.native import (
     read_json,
     read_safetensors,
     read_tokenizer,
-    write_safetensors,
 )
 from llmlab.checkpoints.sentence import write_pooling
 from llmlab.errors import InputError
 from llmlab.families.mapping import family, family_of, from_hf, settled, to_hf, written
 from llmlab.model.transformer import Architecture, Transformer
-from llmlab.runtime import atomic_folder, atomic_json
+from llmlab.runtime import atomic_folder, atomic_json, write_safetensors
 from llmlab.tokenization.chat import Renderer
 from llmlab.tokenization.tokenizer import Tokenizer
 

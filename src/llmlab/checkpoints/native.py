@@ -6,20 +6,17 @@ Equal weights give equal bytes: names sorted, no times, no metadata. A tied head
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmlab.checkpoints.bundle import Bundle, matching, printable, skeleton, stored
 from llmlab.errors import InputError
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import parse
-from llmlab.runtime import atomic_folder, atomic_json
+from llmlab.runtime import atomic_folder, atomic_json, write_safetensors
 from llmlab.tokenization.folder import FILES as TOKENIZER_FILES
 from llmlab.tokenization.tokenizer import Tokenizer
 
@@ -128,15 +125,3 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(str(path), f"cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise InputError(str(path), f"truncated or damaged safetensors: {printable(str(error))}") from None
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """At most one metadata key: the library writes several in an order that changes from run to run."""
-    assert len(metadata or {}) <= 1
-    try:
-        save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata)
-    except SafetensorError as error:  # of an operating system's error the library keeps only the text
-        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    path.chmod(0o644)  # the library makes files that only their owner may read

@@ -25,7 +25,6 @@ from llmlab.checkpoints.native import (
     read_json,
     read_safetensors,
     read_tokenizer,
-    write_safetensors,
 )
 from llmlab.checkpoints.where import QUANTIZED
 from llmlab.data.batch import Ids
@@ -41,7 +40,7 @@ from llmlab.model.linear import Linear
 from llmlab.model.quantized import Int4Linear, Int8Embedding, Int8Linear, QuantizedLinear, quantize_rows, use_kernels
 from llmlab.model.transformer import Architecture, Transformer
 from llmlab.recipe import KINDS, Section, parse
-from llmlab.runtime import atomic_folder, atomic_json, derive
+from llmlab.runtime import atomic_folder, atomic_json, derive, write_safetensors
 from llmlab.stages import Figures, Session
 from llmlab.tokenization.tokenizer import Tokenizer
 

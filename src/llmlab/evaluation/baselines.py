@@ -20,6 +20,7 @@ import numpy.typing as npt
 from llmlab.errors import InputError
 
 ORDER = 6
+MOST = 4 << 20  # bytes of a text that are looked at: counting takes 100 times as much memory, xz a second a MB
 
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Tasks times models: one model by name on the command line, or every policy of a run on the same items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from llmlab.data.shards import TokenShards
 from llmlab.data.text import joined
 from llmlab.errors import InputError, Stopped
 from llmlab.evaluation import tasks
-from llmlab.evaluation.baselines import baselines
+from llmlab.evaluation.baselines import MOST, baselines
 from llmlab.evaluation.perplexity import held_out_documents
 from llmlab.evaluation.statistics import paired_bootstrap, verdict
 from llmlab.evaluation.tasks import AnyTask
@@ -206,7 +206,8 @@ def _side_by_side(found: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]
 
 
 def _baselines(held_out: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
-    """gzip, xz and a byte n-gram of the same text; the training split lies beside the held-out one."""
+    """gzip, xz and a byte n-gram of the same text, at most the first MBs of either side; the training split lies beside
+    the held-out one."""
     folder = held_out.folder.with_name("train")
     if not (folder / "index.json").is_file():
         return {}
@@ -214,4 +215,14 @@ def _baselines(held_out: TokenShards, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def _text(shards: TokenShards, tokenizer: Tokenizer) -> bytes:
-    return joined(tokenizer.decode(ids, skip_special=True) for ids in held_out_documents(shards))
+    return joined(_first(tokenizer.decode(ids, skip_special=True) for ids in held_out_documents(shards)))
+
+
+def _first(texts: Iterator[str]) -> Iterator[str]:
+    """The first texts, the last one cut: `MOST` bytes or hardly more."""
+    left = MOST
+    for text in texts:
+        yield text[:left]
+        left -= len(text.encode())
+        if left <= 0:
+            return

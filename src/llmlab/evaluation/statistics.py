@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Verdict = Literal["better", "worse", "not told apart"]
 
 RESAMPLES = 2000
-_CHUNK = 1 << 22  # resampled items held at once: 32 MB of indices
+_CHUNK = 1 << 18  # draws at once: some MB, in a cache
 
 
 class Estimate(NamedTuple):

@@ -56,8 +56,8 @@ class Places:
 
     @staticmethod
     def in_order(position: Tensor, document: Tensor) -> Places:
-        """Each token sees itself and what came before in its document. Padding is a text like any other, in the order of
-        its columns: no row has a token that sees what comes after it, so attention that counts on that takes all."""
+        """Each token sees itself and what came before in its document. So does padding, a text like any other in the
+        order of its columns: no row has a token that sees what comes after it, and causal kernels take all rows."""
         columns = torch.arange(position.shape[1], device=position.device)
         return Places(position, torch.where(document < 0, columns, position), document)
 

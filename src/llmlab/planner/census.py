@@ -108,7 +108,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._see(tensor)
         if self.noting and not function.is_view:
             self.census.operations += 1
-            work = work_of(function, args, out)
+            work = work_of(function, args, out)._replace(called=torch.is_grad_enabled())
             self.census.works.append(work)
             if inside := scratch(function, args, out):
                 block = Block(inside, self.cause)

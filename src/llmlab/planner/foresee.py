@@ -16,7 +16,8 @@ from llmlab.planner.fit import Change, Fitted, fit
 from llmlab.planner.machine import Machine
 from llmlab.planner.plan import Plan, plan
 from llmlab.recipe import Section, parse
-from llmlab.runtime import atomic_json, keep_few_kernels, keep_freed_memory, make_deterministic
+from llmlab.region import keep_freed_memory
+from llmlab.runtime import atomic_json, keep_few_kernels, make_deterministic
 
 NAME = "plan.json"
 S = TypeVar("S", bound=Section)

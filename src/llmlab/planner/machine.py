@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +27,10 @@ from llmlab.errors import LlmlabError
 from llmlab.model import kernels
 from llmlab.planner.work import Work
 from llmlab.recipe import Section
+from llmlab.region import REGION
 from llmlab.runtime import atomic_json, cache_folder, cpu_name, instruction_sets
 
-VERSION = 3  # raised whenever something else is measured
+VERSION = 5  # raised whenever something else is measured
 NEIGHBOURS = 4
 
 
@@ -57,8 +59,12 @@ class Machine(Section):
     text_bytes: int = Field(ge=0, description="what the text stage takes beside its text")
     primitive_bytes: float = Field(ge=0, description="what each shape of a bf16 product costs, once")
     kernels_most: int = Field(ge=0, description="what all of them cost together, since few are kept")
-    beside_seconds: float = Field(ge=0, description="beside the kernel of an operation: Python, autograd")
+    called_seconds: float = Field(ge=0, description="beside the kernel of an operation that a module asked for")
+    beside_seconds: float = Field(ge=0, description="beside the kernel of any other operation")
+    stage_seconds: float = Field(ge=0, description="of a stage that does nothing")
+    row_seconds: float = Field(ge=0, description="of a conversation: written with its template and encoded")
     token_seconds: float = Field(ge=0, description="beside the model for a token of a row that is generated")
+    row_bytes: float = Field(ge=0, description="of a conversation made ready, and what is left of it afterwards")
     write_rate: float = Field(gt=0, description="bytes a second, written and synced")
     write_seconds: float = Field(ge=0, description="of a file, whatever its size")
     text_rate: float = Field(gt=0, description="bytes of text a second: cleaned, checked for duplicates, written")
@@ -85,7 +91,7 @@ class Machine(Section):
         for work in works:
             if work not in known:
                 known[work] = self._product(work) if work.sizes else self._other(work)
-            total += known[work] + self.beside_seconds
+            total += known[work] + (self.called_seconds if work.called else self.beside_seconds)
         return total
 
     @cached_property
@@ -111,8 +117,14 @@ class Machine(Section):
         return slower * max(work.flops, 1.0) / rate
 
     def _other(self, work: Work) -> float:
-        """By the same operation at the sizes that were timed, else by elementwise ones."""
-        return interpolated(self.moved.get(work.name) or self.moved["mul"], work.bytes)
+        """By the same operation at the sizes that were timed, and beyond them as elementwise ones go on; by those
+        where it was not timed at all."""
+        common, timed = self.moved["mul"], self.moved.get(work.name)
+        if timed is None:
+            return interpolated(common, work.bytes)
+        size = min(max(work.bytes, timed[0].bytes), timed[-1].bytes)
+        beyond = interpolated(common, work.bytes) / interpolated(common, size)
+        return interpolated(timed, size) * beyond
 
     # ------------------------------------------------------------ where it is kept
 
@@ -136,7 +148,9 @@ class Machine(Section):
             return found
         from llmlab.planner.calibrate import memory
 
-        figures: dict[str, Any] = dict.fromkeys(("beside_seconds", "token_seconds", "write_seconds"), 0.0)
+        costs = ("called_seconds", "beside_seconds", "token_seconds", "write_seconds", "stage_seconds", "row_seconds")
+        figures: dict[str, Any] = dict.fromkeys(costs, 0.0)
+        figures["row_bytes"] = 1500.0
         figures |= dict.fromkeys(("write_rate", "text_rate", "encode_rate", "train_rate"), 1.0)
         return Machine(key=key, products=(), moved={}, **figures, **memory(shapes=8))
 
@@ -169,6 +183,7 @@ def this_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "kernels": kernels.available() or kernels.KERNELS.identity,
+        "region": REGION.available() or REGION.identity,
     }
 
 
@@ -190,7 +205,8 @@ def _measured() -> dict[str, Any]:
     """In a process of its own: what is resident there is what a run's process has."""
     work = "import llmlab.run; from llmlab.planner.calibrate import main; main()"
     command = [sys.executable, "-c", work, str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True)
+    as_run = {"GOMP_SPINCOUNT": "1000"} | os.environ  # as the command line has it
+    done = subprocess.run(command, capture_output=True, text=True, env=as_run)
     if done.returncode != 0:
         raise LlmlabError(f"this machine could not be measured: {done.stderr.strip()[-400:]}")
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -76,6 +76,7 @@ class Corpus:
     sample_bytes: int
     text_bytes: int
     held_out: float
+    wide: float  # share of the text's bytes that are not ASCII
 
     @property
     def scale(self) -> float:
@@ -162,7 +163,8 @@ class Material:
         size = sum(len(one.encode()) for one in self._texts)
         ids = [[*one, end] for one in self.tokenizer.encode_batch(self._texts)]
         documents = Documents(ids, size, end if begin is None else begin, end)
-        return Corpus(documents, size, max(size, self._text_bytes(size)), text.held_out)
+        wide = 1 - sum(len(one.encode("ascii", "ignore")) for one in self._texts) / size
+        return Corpus(documents, size, max(size, self._text_bytes(size)), text.held_out, wide)
 
     def _text_bytes(self, sampled: int) -> int:
         """Bytes of text in all: what was read, or, where that was not all, the size of the files."""

@@ -260,7 +260,8 @@ def pass_of(
         with torch.no_grad(), session.autocast():
             run(model, objective)
         census = watch.census
-    return Pass(moment_of(census), machine.seconds(census.works), census.flops)
+    works = [work._replace(called=True) for work in census.works]
+    return Pass(moment_of(census), machine.seconds(works), census.flops)
 
 
 def moment_of(census: Census) -> Moment:
@@ -268,7 +269,8 @@ def moment_of(census: Census) -> Moment:
     peaks = census.peaks()
     live, by_cause = max(peaks.values(), key=lambda found: found[0])
     beside = max(0, resident(census.events) - live)
-    shapes = frozenset(work._replace(bytes=0) for work in census.works if work.name in ("mm:bf16", "bmm:bf16"))
+    products = (work for work in census.works if work.name in ("mm:bf16", "bmm:bf16"))
+    shapes = frozenset(work._replace(bytes=0, called=False) for work in products)
     parts = {name: part for name, (_, part) in peaks.items() if "between" not in name}
     return Moment(by_cause | ({"allocator": beside} if beside else {}), shapes, parts)
 

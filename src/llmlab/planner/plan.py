@@ -120,22 +120,25 @@ def plan(life: Life, machine: Machine | None = None, memo: Memo | None = None) -
     machine, memo = machine or Machine.known(), memo or Memo()
     planner = Planner(memo.material(life), machine, autocast_dtype(life.dtype, device("cpu")), life.kernels == "auto")
     found = [memo.taken(planner, name) for name in planner.names()]
-    stages, shapes = list[StagePlan](), 0
+    stages, shapes, rows = list[StagePlan](), 0, 0.0
     for taken in found:
         shapes += taken.shapes
-        stages.append(_planned(taken, machine, shapes))
+        rows += taken.rows
+        stages.append(_planned(taken, machine, shapes, rows))
     parameters = max([taken.parameters for taken in found] or [0]) or planner.numbers
     return Plan(parameters, max([taken.trained for taken in found] or [0]), tuple(stages))
 
 
-def _planned(taken: Taken, machine: Machine, shapes: int) -> StagePlan:
-    """With what the process has anyway, and with the kernels that its stages so far left behind."""
+def _planned(taken: Taken, machine: Machine, shapes: int, rows: float) -> StagePlan:
+    """With what the process has anyway, and with the kernels and the torn heap of so many small objects that its stages
+    so far left behind."""
     fullest = max(taken.moments, key=lambda moment: moment.bytes)
     computed = taken.name not in ("text", "tokenizer")
     kernels = machine.kernels(shapes)
     causes = {"interpreter": machine.bare_bytes if computed else machine.import_bytes, "kernels": kernels}
+    causes["data"] = round(rows * machine.row_bytes)
     by_cause = {name: size for name, size in (causes | fullest.by_cause).items() if size}
-    seconds = taken.seconds if machine.timed else None
+    seconds = machine.stage_seconds + taken.seconds if machine.timed else None
     return StagePlan(taken.name, sum(by_cause.values()), seconds, by_cause, taken.flops, taken.rough)
 
 

@@ -28,6 +28,7 @@ from llmlab.data.batch import Batch
 from llmlab.data.chats import ChatBatches
 from llmlab.data.pairs import PairBatches
 from llmlab.data.prompts import PromptSampler
+from llmlab.evaluation.baselines import MOST
 from llmlab.evaluation.perplexity import LOGITS, TOKENS
 from llmlab.inference.cache import DenseCache
 from llmlab.model.places import Places
@@ -60,6 +61,7 @@ class Taken:
     parameters: int = 0
     trained: int = 0
     rough: bool = False  # whether the seconds are a guess by rate, not by operations
+    rows: float = 0  # conversations that it makes ready
 
 
 @dataclass
@@ -90,13 +92,13 @@ class Planner:
         return Taken("text", [Moment({"text": held})], size / self.machine.text_rate, rough=True)
 
     def tokenizer(self) -> Taken:
-        size, machine = self.material.corpus.text_bytes, self.machine
-        trains = self.material.base is None
-        seconds = size / machine.encode_rate + (size / machine.train_rate if trains else 0.0)
-        # Words and their counts where it is trained; ids of a shard as Python has them where text is encoded.
-        return Taken(
-            "tokenizer", [Moment({"text": machine.text_bytes + 24 * min(size, 64 << 20)})], seconds, rough=True
-        )
+        corpus, machine = self.material.corpus, self.machine
+        size, trains, wide = corpus.text_bytes, self.material.base is None, corpus.wide
+        seconds = size / machine.encode_rate + ((1 + wide) * size / machine.train_rate if trains else 0.0)
+        # Words and their counts where it is trained, and few words are alike in a script that sets no spaces; ids of a
+        # shard as Python has them where text is encoded. Bytes a byte, as Moby-Dick and a Chinese novel took them.
+        held = round((42 + 70 * wide if trains else 24) * min(size, 64 << 20))
+        return Taken("tokenizer", [Moment({"text": machine.text_bytes + held})], seconds, rough=True)
 
     def rope(self) -> Taken:
         weights = 4 * self.numbers
@@ -147,7 +149,10 @@ class Planner:
             asked = min(section.watched, section.held_out * sum(source.n for source in exercises))
             answer = self._answering(build, asked, section.max_new_tokens)
             asks, answers = answer.seconds, [answer]
-        return self._trained("sft", stage, [probe, *answers], watched / micro * probe.seconds, asks, _widths(seen))
+        return self._trained(
+            "sft", stage, [probe, *answers], watched / micro * probe.seconds, asks, _widths(seen),
+            sample.total,
+        )  # fmt: skip
 
     def reward(self) -> Taken:
         section = self.material.life.reward
@@ -161,7 +166,7 @@ class Planner:
         probe = self._pass(stage, lambda model, objective: objective(model, stage.typical))
         held = section.held_out * total / micro * probe.seconds
         watched = min(section.watched, section.held_out * total) / micro * probe.seconds
-        return self._trained("reward", stage, [probe], watched, held, _widths(seen))
+        return self._trained("reward", stage, [probe], watched, held, _widths(seen), 2 * total)
 
     def dpo(self) -> Taken:
         section = self.material.life.dpo
@@ -184,7 +189,7 @@ class Planner:
         before = (total - held) / micro * once.seconds + (min(section.watched, held) + held) / micro * probe.seconds
         watched = min(section.watched, held) / micro * probe.seconds
         after = before + held / micro * probe.seconds
-        return self._trained("dpo", stage, [probe, reference], watched, after, _widths(seen))
+        return self._trained("dpo", stage, [probe, reference], watched, after, _widths(seen), 2 * total)
 
     def ppo(self) -> Taken:
         section, m = self.material.life.ppo, self.material
@@ -220,7 +225,7 @@ class Planner:
         rollouts = -(-section.training.steps // (r.epochs * r.minibatches))
         after = 2 * (looking.seconds + measured / rows_scored * scored.seconds)
         passes = [scored, rolling, looking]
-        return self._trained("ppo", stage, passes, 0.0, after + rollouts * each, widths=min(24, rollouts + 2))
+        return self._trained("ppo", stage, passes, 0.0, after + rollouts * each, min(24, rollouts + 2), sample.total)
 
     # ------------------------------------------------------------ measured
 
@@ -256,7 +261,9 @@ class Planner:
             passes.append(found)
             seconds += models * found.seconds
         held = 4 * self.numbers * (models - 1)
-        moments = [one.moment.with_more(weights=held) for one in passes] or [Moment({"weights": held})]
+        # n-grams of the text, as baselines; what answers took stays.
+        grams = 0 if life.text is None else 100 * min(m.corpus.text_bytes, MOST)
+        moments = [one.moment.with_more(weights=held, text=grams) for one in passes] or [Moment({"weights": held})]
         flops = models * sum(one.flops for one in passes)
         return Taken("evaluate", moments, models * self._loading() + seconds, flops, 0, rough=rough)
 
@@ -313,10 +320,17 @@ class Planner:
         return [part for _ in range(-(-SEEN * micro // section.batch_size)) for part in rows.next()], sample.total
 
     def _trained(
-        self, name: str, stage: Stepped, passes: Sequence[Pass], probe: float, beside: float = 0.0, widths: int = 1
+        self,
+        name: str,
+        stage: Stepped,
+        passes: Sequence[Pass],
+        probe: float,
+        beside: float = 0.0,
+        widths: int = 1,
+        rows: float = 0,
     ) -> Taken:
         """A stage that is `train` and what stands around it. `probe` is the seconds of one evaluation, `beside` of what
-        is done once, `widths` how many different batches come."""
+        is done once, `widths` how many different batches come, `rows` how many conversations are made ready."""
         adapter, training = getattr(getattr(self.material.life, name), "adapter", None), stage.training
         step = self._deep(lambda: step_of(stage, self.machine, self.dtype, self.fuse), adapter)
         looks = 1 + -(-training.steps // training.evaluate_every) if passes else 0
@@ -325,17 +339,16 @@ class Planner:
             training.steps * step.seconds
             + looks * (probe + self._writing(step.trained_bytes))
             + saves * (2 * self._writing(0) + self._writing(step.trained_bytes) + self._writing(step.optimizer_bytes))
-            + beside + self._loading() + self._writing(step.stays.by_cause.get("weights", 0) + step.trained_bytes)
+            + beside + rows * self.machine.row_seconds + self._loading()
+            + self._writing(step.stays.by_cause.get("weights", 0) + step.trained_bytes)
         )  # fmt: skip
-        # A file is made whole in memory before it is written.
-        saved = step.stays.with_more(files=max(step.trained_bytes, step.optimizer_bytes))
         held = step.stays.by_cause.get("optimizer", 0)
-        moments = [step.moment, saved, *(one.moment.with_more(optimizer=held) for one in passes)]
+        moments = [step.moment, *(one.moment.with_more(optimizer=held) for one in passes)]
         shapes = len(step.moment.shapes) * min(widths, training.steps)
         less = self._held_smaller(name)
         held_so = [self._opened(moment).with_more(weights=-less) for moment in moments]
         flops = training.steps * step.flops
-        return Taken(name, held_so, seconds, flops, shapes, step.parameters, step.trained)
+        return Taken(name, held_so, seconds, flops, shapes, step.parameters, step.trained, rows=rows)
 
     def _held_smaller(self, name: str) -> int:
         """Bytes that a frozen base takes less than in float32; of one held as stored, all is in the mapped file."""
@@ -409,7 +422,8 @@ class Planner:
                 with torch.no_grad():
                     run(model, watch)
             census, groups = watch.census, count / rows
-            reading, telling = census.works[: watch.marks[0]], census.works[watch.marks[0] :]
+            works = [work._replace(called=True) for work in census.works]
+            reading, telling = works[: watch.marks[0]], works[watch.marks[0] :]
             token = self.machine.seconds(telling) / 2
             seconds = groups * (self.machine.seconds(reading) + (new - 1) * token)
             flops = sum(work.flops for work in reading) + (new - 1) * sum(work.flops for work in telling) / 2

@@ -15,18 +15,21 @@ aten = torch.ops.aten
 PRODUCTS = {aten.mm: (0, 1), aten.addmm: (1, 2), aten.bmm: (0, 1), aten.baddbmm: (1, 2)}
 FORWARD = aten._scaled_dot_product_flash_attention_for_cpu
 BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+KEYS_TOGETHER = 512  # of torch's attention on a CPU
 FUSED = getattr(torch.ops, kernels.NAMESPACE)
 OWN = ("aten", kernels.NAMESPACE)  # the operations that are counted
 
 
 class Work(NamedTuple):
     """One operation: its name (with the type of its numbers for products and attention), the bytes it reads and
-    writes, its arithmetic, and of a product its sizes (rows, inner, columns)."""
+    writes, its arithmetic, and of a product its sizes (rows, inner, columns). `called`: a module asked for it in a
+    forward pass, which costs more around it than the engine of gradients or an optimizer does."""
 
     name: str
     bytes: int
     flops: float = 0.0
     sizes: tuple[int, ...] = ()
+    called: bool = False
 
 
 def work_of(function: Any, args: Any, out: Any) -> Work:
@@ -44,6 +47,9 @@ def work_of(function: Any, args: Any, out: Any) -> Work:
         q, k = args[:2] if packet is FORWARD else args[1:3]
         rows, heads, queries, width = q.shape
         keys = k.shape[-2]
+        at = 4 if packet is FORWARD else 7
+        if len(args) > at and args[at]:
+            keys = min(keys, (keys + KEYS_TOGETHER) // 2)  # causal: keys that no query of a block sees are left out
         factor = 4.0 if packet is FORWARD else 10.0
         flops = factor * rows * heads * queries * keys * width
         return Work(f"{'attention' if packet is FORWARD else 'attention_backward'}:{_type(q)}", moved, flops,

@@ -22,6 +22,7 @@ from llmlab.race.arms import Arm
 from llmlab.race.equal import WIDTH, equalised
 from llmlab.race.figure import draw
 from llmlab.race.life import Life, Say, check_text, prepare, run_arm
+from llmlab.region import keep_freed_memory
 from llmlab.run import Run
 from llmlab.runtime import (
     atomic_json,
@@ -29,7 +30,6 @@ from llmlab.runtime import (
     disk_full,
     interruptible,
     keep_few_kernels,
-    keep_freed_memory,
     lock,
     make_deterministic,
     versions,

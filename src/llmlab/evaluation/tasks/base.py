@@ -48,13 +48,12 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
-        value, low, high, n = self.value
         return {
             "name": self.name,
             "metric": self.metric,
-            "value": value,
-            "interval": [low, high],
-            "n": n,
+            "value": self.value.value,
+            "interval": self.value.interval,
+            "n": self.value.n,
             **self.details,
         }
 
