@@ -67,8 +67,11 @@ class World:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        store, *_ = next(dist.rendezvous("env://", self.rank, self.size, timeout=MEETING))
-        apart = dist.PrefixStore(met(store, self.rank, self.size), store)
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        store, *_ = next(rendezvous("env://", self.rank, self.size, timeout=MEETING))
+        apart = PrefixStore(met(store, self.rank, self.size), store)
         dist.init_process_group(backend, timeout=PATIENCE, store=apart, rank=self.rank, world_size=self.size)
         yield  # whoever leaves by an error leaves at once: the others may not be where a farewell would find them
         dist.barrier()

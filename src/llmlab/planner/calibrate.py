@@ -108,7 +108,7 @@ class Timed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for _ in range(count):
             x.add_(1.0)
         alone = (time.perf_counter() - begin) / count
-        return max(0.0, statistics.median(seconds for _, seconds in mode.works) - alone)
+        return max(0.0, float(statistics.median(seconds for _, seconds in mode.works)) - alone)
 
 
 def measured() -> dict[str, Any]:
@@ -216,7 +216,8 @@ def attentions() -> Iterator[tuple[Work, float]]:
             q, k, v = (torch.ones(1, rows, length, width, dtype=dtype, requires_grad=True) for _ in range(3))
 
             def both(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> None:
-                functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+                mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                torch.autograd.backward(mixed.sum())
 
             yield from cold(both, "attention")
         if kernels.available() is None:

@@ -115,9 +115,14 @@ class Planner:
         corpus = m.rows_of(objective.reading(length))
         rows = objective.batches(corpus, setting, section.batch_size, section.micro_batch, m.life.seed)
         first = rows.next(None)[0]
+
+        def build() -> Any:
+            predictor = objective.predictor(section.z_loss)
+            predictor.at_once = section.logits_at_once
+            return self._model(), predictor
+
         stage = Stepped(
-            lambda: (self._model(), objective.predictor(section.z_loss)),
-            first, first, section.batch_size / min(section.micro_batch, section.batch_size),
+            build, first, first, section.batch_size / min(section.micro_batch, section.batch_size),
             section.training, m.vocabulary,
         )  # fmt: skip
         standard = objective.standard.predictor()
