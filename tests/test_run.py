@@ -143,6 +143,10 @@ def test_presets_live_for_two_steps(preset: str, tmp_path: Path) -> None:
     sizes = ["sft.watched=8", "sft.max_new_tokens=8", "reward.watched=8", "dpo.watched=8", "ppo.measured=4"]
     rolling = ["ppo.rolling.answers=4", "ppo.sampling.max_new_tokens=4", "ppo.rolling.minibatches=1", "model.dim=64"]
     cheap = ["text.held_out=0.005", "quantize.documents=1", "evaluate.tasks=[samples]", "tokenizer.vocab_size=600"]
+    whole = read_recipe(preset).model_dump(mode="json")
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        few = [source | ({"n": 300} if "n" in source else {}) for source in whole[stage]["data"]]
+        cheap.append(f"{stage}.data={json.dumps(few)}")
     recipe = read_recipe(preset, training + sizes + rolling + cheap)
     done = run(recipe, tmp_path / "run", quiet=True)
     assert [stage["name"] for stage in done["stages"]][-1] == "evaluate"
