@@ -29,6 +29,7 @@ from llmlab.data.chats import ChatBatches, TaskChats
 from llmlab.data.sources import Reading
 from llmlab.data.text import Text, prepare_text, read_texts
 from llmlab.data.tokens import encode
+from llmlab.evaluation.baselines import baselines
 from llmlab.inference.engine import generate
 from llmlab.inference.sampling import Sampling
 from llmlab.model import kernels
@@ -69,7 +70,7 @@ HEAD = (16, 64)  # widths
 ELEMENTS = [1 << power for power in range(8, 25, 2)]
 COLD = 1 << 22  # numbers that are written between two timed calls, so that no cache holds what comes
 STEP_SHAPES = 20  # of bf16 products in a reference step
-CHATS = 2000
+CHATS, COMPRESSED = 2000, 1 << 18
 LARGEST = 8e9  # multiply-adds of one timed product, twice
 
 
@@ -362,7 +363,12 @@ def text_rates() -> dict[str, float]:
         rows = ChatBatches(chats, Renderer(tokenizer), 512, 8, 8, 0)
         ready, held = time.perf_counter(), resident_bytes() - before
         del chats, rows
+    some = "".join(texts).encode()[:COMPRESSED]
+    begin_baselines = time.perf_counter()
+    baselines(some, some[: COMPRESSED // 16])
+    compressed = time.perf_counter()
     return {
+        "baseline_rate": COMPRESSED / (compressed - begin_baselines),
         "row_seconds": (ready - begin_rows) / CHATS,
         "row_bytes": max(0, held) / CHATS,
         "text_rate": size / (cleaned - begin),

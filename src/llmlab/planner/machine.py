@@ -30,7 +30,7 @@ from llmlab.recipe import Section
 from llmlab.region import REGION
 from llmlab.runtime import atomic_json, cache_folder, cpu_name, instruction_sets
 
-VERSION = 5  # raised whenever something else is measured
+VERSION = 6  # raised whenever something else is measured
 NEIGHBOURS = 4
 
 
@@ -70,6 +70,7 @@ class Machine(Section):
     text_rate: float = Field(gt=0, description="bytes of text a second: cleaned, checked for duplicates, written")
     encode_rate: float = Field(gt=0, description="bytes of text a second: encoded and written")
     train_rate: float = Field(gt=0, description="bytes of text a second: a tokenizer trained on them")
+    baseline_rate: float = Field(gt=0, description="bytes of text a second: compressed and counted as a baseline")
     products: tuple[Product, ...]
     moved: dict[str, tuple[Moved, ...]]
 
@@ -151,7 +152,7 @@ class Machine(Section):
         costs = ("called_seconds", "beside_seconds", "token_seconds", "write_seconds", "stage_seconds", "row_seconds")
         figures: dict[str, Any] = dict.fromkeys(costs, 0.0)
         figures["row_bytes"] = 1500.0
-        figures |= dict.fromkeys(("write_rate", "text_rate", "encode_rate", "train_rate"), 1.0)
+        figures |= dict.fromkeys(("write_rate", "text_rate", "encode_rate", "train_rate", "baseline_rate"), 1.0)
         return Machine(key=key, products=(), moved={}, **figures, **memory(shapes=8))
 
 

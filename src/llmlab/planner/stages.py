@@ -30,6 +30,7 @@ from llmlab.data.pairs import PairBatches
 from llmlab.data.prompts import PromptSampler
 from llmlab.evaluation.baselines import MOST
 from llmlab.evaluation.perplexity import LOGITS, TOKENS
+from llmlab.evaluation.tasks.loss_by_position import LONGEST
 from llmlab.inference.cache import DenseCache
 from llmlab.model.places import Places
 from llmlab.model.transformer import Transformer
@@ -102,7 +103,7 @@ class Planner:
 
     def rope(self) -> Taken:
         weights = 4 * self.numbers
-        moment = self._opened(Moment({"weights": 2 * weights}))
+        moment = self._opened(Moment({"weights": weights}))
         return Taken("rope", [moment], 2 * self._loading() + self._writing(weights))
 
     # ------------------------------------------------------------ trained
@@ -254,8 +255,10 @@ class Planner:
         passes, seconds, rough = list[Pass](), 0.0, False
         for task in life.evaluate.tasks:
             match task.kind:
-                case "bits_per_byte" | "held_out" | "loss_by_position":
+                case "bits_per_byte" | "held_out":
                     found = self._scored(0 if life.text is None else m.corpus.held_tokens)
+                case "loss_by_position":
+                    found = self._scored((task.limit or 4) * (task.length or min(m.architecture.context, LONGEST)))
                 case "exercises":
                     found = self._answering(self._bare, task.limit or 200, task.max_new_tokens)
                 case "samples":
@@ -267,7 +270,8 @@ class Planner:
             seconds += models * found.seconds
         held = 4 * self.numbers * (models - 1)
         # n-grams of the text, as baselines; what answers took stays.
-        grams = 0 if life.text is None else 100 * min(m.corpus.text_bytes, MOST)
+        read = 0 if life.text is None else min(m.corpus.text_bytes, MOST)
+        grams, seconds = 100 * read, seconds + read / self.machine.baseline_rate
         moments = [one.moment.with_more(weights=held, text=grams) for one in passes] or [Moment({"weights": held})]
         flops = models * sum(one.flops for one in passes)
         return Taken("evaluate", moments, models * self._loading() + seconds, flops, 0, rough=rough)
