@@ -184,7 +184,7 @@ def this_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "kernels": kernels.available() or kernels.KERNELS.identity,
-        "region": REGION.available() or REGION.identity,
+        "region": REGION.available() or "of its own",
     }
 
 
