@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test check bench clean
 
-demo: .venv/base  ## the whole life of a small model, eight to eleven minutes on two cores
+demo: .venv/base  ## the whole life of a small model, six to eleven minutes on two cores
 	$(BIN)/llmlab run demo --out runs/demo --resume
 
 test: .venv/dev  ## the whole test suite
