@@ -139,7 +139,10 @@ def main() -> None:
     every = recipes()
     kept = {row["recipe"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
     left_out = dict[str, str]()
-    for name in [name for name in options.only.split(";") if name] or list(every):
+    wanted = [name for name in options.only.split(";") if name] or list(every)
+    if strange := [name for name in wanted if name not in every]:
+        parser.error(f"no recipe is called {strange[0]!r} (there are {', '.join(every)})")
+    for name in wanted:
         try:
             kept[name] = compared(name, *every[name])
         except InputError as error:
@@ -147,20 +150,24 @@ def main() -> None:
             print(f"{name}: left out: {error}", flush=True)
             continue
         print(shown(kept[name]), flush=True)
-        rows = [kept[name] for name in every if name in kept]
-        result = {
-            "name": "plan",
-            "bounds": {"memory": MEMORY, "time": TIME},
-            "within": within(rows),
-            "stages_within": within([stage for row in rows for stage in row["stages"]]),
-            "median": {kind: statistics.median(row[kind] for row in rows) for kind in ("memory", "time")},
-            "rows": rows,
-            "left_out": left_out,
-            "versions": versions(),
-            "cpu": cpu_name(),
-        }  # fmt: skip
-        atomic_json(RESULT, result)
+        atomic_json(RESULT, summary([kept[name] for name in every if name in kept], left_out))
+    result = summary([kept[name] for name in every if name in kept], left_out)
     print(json.dumps(result) if options.json else f"within the bounds: {result['within']}")
+
+
+def summary(rows: list[dict[str, Any]], left_out: dict[str, str]) -> dict[str, Any]:
+    """What results/plan.json holds."""
+    return {
+        "name": "plan",
+        "bounds": {"memory": MEMORY, "time": TIME},
+        "within": within(rows),
+        "stages_within": within([stage for row in rows for stage in row["stages"]]),
+        "median": {kind: statistics.median(row[kind] for row in rows) for kind in ("memory", "time")} if rows else {},
+        "rows": rows,
+        "left_out": left_out,
+        "versions": versions(),
+        "cpu": cpu_name(),
+    }
 
 
 if __name__ == "__main__":

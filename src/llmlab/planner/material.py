@@ -163,7 +163,7 @@ class Material:
         size = sum(len(one.encode()) for one in self._texts)
         ids = [[*one, end] for one in self.tokenizer.encode_batch(self._texts)]
         documents = Documents(ids, size, end if begin is None else begin, end)
-        wide = 1 - sum(len(one.encode("ascii", "ignore")) for one in self._texts) / size
+        wide = 1 - sum(len(one.encode("ascii", "ignore")) for one in self._texts) / max(size, 1)
         return Corpus(documents, size, max(size, self._text_bytes(size)), text.held_out, wide)
 
     def _text_bytes(self, sampled: int) -> int:
